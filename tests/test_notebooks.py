@@ -1,0 +1,263 @@
+"""The lessons as files: executed, clean, linked, and with exercises whose solutions pass.
+
+nbval runs the lessons (`make test`); what stands here needs no kernel. The conventions of a lesson:
+
+- The first cell is markdown: `# Title`, the question, what you will be able to do, times, prerequisites.
+- The first code cell is the set-up cell; `python notebooks/tools/colab.py stamp` writes it.
+- `make notebooks LESSONS=notebooks/04_distillation_loss.ipynb` runs a lesson and saves it as it is committed.
+- Tags: those of lessons.TAGS. In 00, 01 and 02 nbval compares all outputs, so a cell there that shows a
+  widget or a progress bar is tagged `nbval-ignore-output`; elsewhere `nbval-check-output` asks for one.
+- A picture is shown with `tinylib.plots.show(fig, alt=...)`, which gives it alt text.
+- The last markdown cell links to a later lesson: `[Next: ...](05_magnitude_pruning.ipynb)`.
+
+An exercise is a row of cells in this order, with other cells between them if need be:
+
+1. markdown: the task, its difficulty, the time it takes (no tag);
+2. code, tagged `exercise`, with the metadata `{"exercise": "hidden_loss"}`: the stub, which runs but fails;
+3. code, tagged `check`: `checks.run("hidden_loss", my_loss)` on what the stub defines. It must not raise;
+4. markdown, tagged `hint`: `<details><summary>Hint</summary> ... </details>`;
+5. markdown, tagged `solution`: `<details><summary>Solution</summary> ... </details>` with one or more
+   ```python blocks that can be pasted over the stub.
+
+The tests run the set-up cell, the cells tagged `needed` before the stub (the lesson's imports are one; keep
+them quick and free of magics), then the stub or its solution, then the check. `checks.run` must refuse the
+stub and pass the solution.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import colab
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+import run as run_tool
+from conftest import ROOT
+from lessons import LINE_LIMIT, SIZE_LIMIT, STRICT, WIDGET_VIEW, code_cells, faults, lessons, read, tags
+
+LESSONS = lessons()
+NOTEBOOKS = {path: read(path) for path in LESSONS}
+LINK = re.compile(
+    r"!?\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)[^)]*\)|<img[^>]*src=\"(?P<src>[^\"]+)\"[^>]*>"
+)
+
+
+class Exercise(NamedTuple):
+    """One exercise of a lesson."""
+
+    lesson: Path
+    name: str
+    needed: list[str]  # sources to run first
+    stub: str
+    check: str
+    hint: str
+    solution: str
+
+
+def find_exercises(path: Path, notebook: nbformat.NotebookNode) -> list[Exercise]:
+    """Collect a lesson's exercises; cells belong to the stub above them."""
+    found, needed = [], []
+    for at, cell in enumerate(notebook.cells):
+        if {"setup", "needed"} & set(tags(cell)):
+            needed.append(cell.source)
+        if "exercise" not in tags(cell):
+            continue
+        following = {}
+        for later in notebook.cells[at + 1 :]:
+            if "exercise" in tags(later):
+                break
+            following |= {tag: later.source for tag in ("check", "hint", "solution") if tag in tags(later)}
+        parts = (following.get(tag, "") for tag in ("check", "hint", "solution"))
+        found.append(Exercise(path, cell.metadata.get("exercise", ""), list(needed), cell.source, *parts))
+    return found
+
+
+EXERCISES = [exercise for path in LESSONS for exercise in find_exercises(path, NOTEBOOKS[path])]
+
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.lesson.stem[:2]}-{e.name}")
+
+
+# -- every lesson ------------------------------------------------------------
+
+
+@each_lesson
+def test_the_lesson_can_be_committed(path):
+    assert not faults(path, NOTEBOOKS[path])
+
+
+@each_lesson
+def test_the_lesson_begins_with_its_title_and_the_set_up_cell(path):
+    notebook, address = NOTEBOOKS[path], colab.read_address(ROOT / "pyproject.toml")
+    title, setup = notebook.cells[0], code_cells(notebook)[0]
+    remedy = "say `python notebooks/tools/colab.py stamp`"
+    assert title.cell_type == "markdown"
+    assert title.source.startswith("# ")
+    assert setup.source == colab.setup_cell(address), remedy
+    assert tags(setup) == colab.SETUP_TAGS, remedy
+    badge = address and address.badge(path.name)
+    assert (badge in title.source) if badge else (colab.BADGE not in title.source), remedy
+
+
+@each_lesson
+def test_links_and_pictures_resolve(path):
+    for cell in NOTEBOOKS[path].cells:
+        for link in LINK.finditer(cell.source) if cell.cell_type == "markdown" else ():
+            target = (link["target"] or link["src"]).split("#")[0]
+            if link[0].startswith("!"):
+                assert link["text"], f"{target} has no alt text"
+            if target and not re.match(r"(https?|mailto|attachment|data):", target):
+                assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
+
+
+@each_lesson
+def test_the_lesson_ends_with_a_link_to_a_later_one(path):
+    if path == LESSONS[-1]:
+        return
+    last = [cell for cell in NOTEBOOKS[path].cells if cell.cell_type == "markdown"][-1]
+    later = {lesson.name for lesson in LESSONS if lesson > path}
+    assert later & {link["target"] for link in LINK.finditer(last.source)}, (
+        "link to the next lesson in the last cell"
+    )
+
+
+def test_the_makefile_compares_the_outputs_of_the_same_lessons():
+    line = re.search(r"(?m)^STRICT := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
+    assert tuple(re.findall(r"notebooks/(\d\d_)", line)) == STRICT
+
+
+# -- every exercise ----------------------------------------------------------
+
+
+@each_exercise
+def test_the_exercise_is_complete(exercise):
+    from tinylib import checks
+
+    assert exercise.name in checks.names(), (
+        'the stub needs the metadata {"exercise": "<a name of checks.names()>"}'
+    )
+    assert f'"{exercise.name}"' in exercise.check, "a cell tagged check must run the check of that name"
+    for part in (exercise.hint, exercise.solution):
+        assert re.search(r"<details>.*<summary>.*</details>", part, re.DOTALL), (
+            "fold the hint and the solution"
+        )
+    assert solution_code(exercise)
+
+
+def solution_code(exercise: Exercise) -> str:
+    """Give the code of a solution cell."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", exercise.solution, re.DOTALL | re.MULTILINE))
+
+
+def reports(exercise: Exercise, attempt: str, monkeypatch) -> list:
+    """Run an attempt and its check as the lesson would; give the reports of checks.run."""
+    from tinylib import checks
+
+    found, original = [], checks.run
+
+    def record(*args, **kwargs):
+        found.append(original(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(checks, "run", record)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(exercise.lesson.parent)
+    namespace = {"__name__": "__main__"}
+    for source in (*exercise.needed, attempt, exercise.check):
+        exec(compile(source, exercise.lesson.name, "exec"), namespace)
+    plt.close("all")
+    return found
+
+
+@each_exercise
+def test_the_solution_passes(exercise, monkeypatch):
+    found = reports(exercise, solution_code(exercise), monkeypatch)
+    assert found
+    assert all(report.passed for report in found), [report.message for report in found]
+
+
+@each_exercise
+def test_the_stub_is_refused_and_does_not_raise(exercise, monkeypatch):
+    found = reports(exercise, exercise.stub, monkeypatch)
+    assert any(not report.passed for report in found)
+    assert all(report.message for report in found)
+
+
+# -- the tools ---------------------------------------------------------------
+
+
+def make_notebook(*sources: str, outputs: list | None = None) -> nbformat.NotebookNode:
+    """Make a notebook of code cells, as if executed."""
+    cells = [nbformat.v4.new_code_cell(s, execution_count=n) for n, s in enumerate(sources, start=1)]
+    cells[-1].outputs = [nbformat.from_dict(output) for output in outputs or []]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def show(data: dict, metadata: dict | None = None) -> dict:
+    """Make a display output."""
+    return {"output_type": "display_data", "data": data, "metadata": metadata or {}}
+
+
+def print_to(name: str, text: str) -> dict:
+    """Make a stream output."""
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [
+        ({"output_type": "error", "ename": "E", "evalue": "boom", "traceback": []}, "error: E: boom"),
+        (print_to("stderr", "IProgress not found"), "stderr on the page"),
+        (print_to("stdout", f"saved to {Path.home()}/x"), "path of this machine"),
+        (print_to("stdout", f"{ROOT}/notebooks"), "path of this machine"),
+        (show({"text/plain": "<Axes at 0x7f00deadbeef>"}), "object's address"),
+        (show({"image/png": "AAAA"}), "no alt text"),
+        (show({WIDGET_VIEW: {}}), "live widget"),
+        (print_to("stdout", "x" * SIZE_LIMIT), "fewer or smaller figures"),
+    ],
+)
+def test_a_faulty_output_is_found(output, fault):
+    found = faults(Path("x.ipynb"), make_notebook("1", outputs=[output]))
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+def test_faulty_cells_are_found_and_clean_ones_are_not():
+    good = make_notebook("x = 1", "x", outputs=[show({"image/png": "A"}, {"image/png": {"alt": "A line."}})])
+    assert not faults(Path("x.ipynb"), good)
+    bad = make_notebook("x = 1\n" * (LINE_LIMIT + 1), "plt.plot();")
+    bad.cells[1].metadata["tags"] = ["nbval-skip"]
+    bad.cells[1].execution_count = 7
+    bad.metadata["widgets"] = {"x": {}}
+    found = "\n".join(faults(Path("x.ipynb"), bad))
+    assert all(
+        word in found for word in ("counts", "lines of code", "trailing ';'", "unknown tag", "no state")
+    )
+
+
+@pytest.mark.slow
+def test_the_runner_saves_a_clean_lesson_and_leaves_a_faulty_one_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_TIER", "laptop")
+    path = tmp_path / "00_x.ipynb"
+    notebook = make_notebook(
+        "from tqdm.auto import tqdm", "for i in tqdm(range(3)): pass", "print(6 * 7)", ""
+    )
+    notebook.cells[1].metadata = nbformat.from_dict({"tags": ["nbval-ignore-output"], "scrolled": True})
+    path.write_text(nbformat.writes(notebook))
+    assert run_tool.run(path)
+    saved = read(path)
+    assert [cell.execution_count for cell in saved.cells] == [1, 2, 3, None]
+    assert saved.cells[1].outputs == []
+    assert saved.cells[1].metadata == {"tags": ["nbval-ignore-output"]}
+    assert saved.cells[2].outputs[0].text == "42\n"
+    assert set(saved.metadata) == {"kernelspec", "language_info"}
+    first = path.read_text()
+    assert run_tool.run(path)
+    assert path.read_text() == first, "a second run changes nothing"
+
+    saved.cells[2].source = "1 / 0"
+    path.write_text(before := nbformat.writes(saved))
+    assert not run_tool.run(path)
+    assert path.read_text() == before

@@ -1,0 +1,183 @@
+"""The shape of the repository: import order, one copy of each definition, no pickles, a tidy top level."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from lessons import code_cells, lessons, read
+
+import tinylib
+
+PACKAGE = ROOT / "tinylib"
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+# The tree of the course; a newcomer should find nothing else at the top.
+TOP_LEVEL = {
+    "README.md", "LICENSE", "LICENSE-CONTENT", "CITATION.cff",
+    "Makefile", "pyproject.toml", "requirements.txt", "environment.yml",
+    ".ci", ".gitignore", ".gitattributes", "notebooks", "tinylib", "data", "tests", "benchmarks", "docs",
+}  # fmt: skip
+SIZE_LIMIT = 50_000_000  # bytes of one file
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "joblib"}
+
+
+def committed() -> list[str]:
+    """List the files that are or would be committed, as paths from the root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not (ROOT / ".git").exists():
+        pytest.skip("this copy of the course is not a git repository")
+    return sorted(name for name in set(done.stdout.split("\0")) if name and (ROOT / name).is_file())
+
+
+def parse_notebook(path: Path) -> ast.Module:
+    """Parse a lesson's code cells, magics and shell lines left out."""
+    lines = "\n".join(cell.source for cell in code_cells(read(path))).splitlines()
+    return ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines))
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    """Find the submodules of tinylib that a module imports, at any depth and in any spelling."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("tinylib.")}
+        elif isinstance(node, ast.ImportFrom):
+            source = [*(["tinylib"] if node.level else []), *filter(None, (node.module or "").split("."))]
+            if source[:1] == ["tinylib"]:
+                found |= {source[1]} if len(source) > 1 else {name.name for name in node.names}
+    return found & {path.stem for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_imports_only_from_those_above_it(path):
+    imported = imported_modules(ast.parse(path.read_text(encoding="utf-8")))
+    if path.stem == "__init__":
+        assert not imported, "`import tinylib` must stay cheap"
+        return
+    assert path.stem in tinylib.MODULES, f"put {path.stem} into tinylib.MODULES, at its place in the order"
+    allowed = set(tinylib.MODULES[: tinylib.MODULES.index(path.stem)])
+    assert imported <= allowed, f"{path.stem} may not import {sorted(imported - allowed)}: they come after it"
+
+
+def definitions(tree: ast.Module) -> set[tuple[str, str]]:
+    """Find each function and class, not the methods, as (name, body) without docstrings and annotations."""
+    found, rest = set(), list(tree.body)
+    while rest:
+        node = rest.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add((node.name, ast.dump(_Bare().visit(ast.parse(ast.unparse(node))))))
+        if not isinstance(node, ast.ClassDef):
+            rest += ast.iter_child_nodes(node)
+    return found
+
+
+class _Bare(ast.NodeTransformer):
+    """Take docstrings, annotations and decorators away, so that a copy without them is still seen as one."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns, node.decorator_list = None, []
+        return self._without_docstring(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        return self._without_docstring(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def _without_docstring(self, node):
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+
+def test_no_definition_stands_twice_in_the_package():
+    seen = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                key = next(iter(definitions(ast.Module([node], []))))
+                assert key not in seen, f"{node.name} stands in {seen[key]} and in {path.name}: import it"
+                seen[key] = path.name
+
+
+@pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
+def test_a_lesson_repeats_no_definition_of_the_package(path):
+    package = set()
+    for module in MODULES:
+        package |= definitions(ast.parse(module.read_text(encoding="utf-8")))
+    repeated = sorted(name for name, body in definitions(parse_notebook(path)) if (name, body) in package)
+    assert not repeated, f"import {repeated} from tinylib instead of writing it again"
+
+
+def test_a_copied_definition_is_found():
+    original = ast.parse('def f(x: int, y: int = 2) -> int:\n    """Add."""\n    return x + y')
+    copy = ast.parse("def f(x, y=2):\n    return x + y")
+    other = ast.parse("def f(x, y=2):\n    return x - y")
+    assert definitions(original) == definitions(copy) != definitions(other)
+
+
+def unpickling(tree: ast.Module) -> list[str]:
+    """Find the calls and imports that would run code from a file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name.split(".")[0] in UNPICKLERS]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNPICKLERS:
+            found.append(node.module)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in {"torch.load", "torch.save"} or name.endswith("read_pickle"):
+                found.append(name)
+            pickles = [k for k in node.keywords if k.arg == "allow_pickle"]
+            if any(not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in pickles):
+                found.append(f"{name}(allow_pickle=...)")
+    return found
+
+
+def test_nothing_is_unpickled():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("*/*.py")}
+    trees |= {
+        path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "notebooks").rglob("*.py")
+    }
+    trees |= {path: parse_notebook(path) for path in lessons()}
+    found = {
+        str(path.relative_to(ROOT)): calls for path, tree in trees.items() if (calls := unpickling(tree))
+    }
+    assert not found, f"a pickle runs the code that is in it; use safetensors, JSON or Parquet: {found}"
+
+
+def test_the_search_for_pickles_finds_them():
+    source = (
+        "import pickle\nimport torch, numpy as np\ntorch.load(f)\nnp.load(f, allow_pickle=True)\nnp.load(f)"
+    )
+    assert unpickling(ast.parse(source)) == ["pickle", "torch.load", "np.load(allow_pickle=...)"]
+
+
+def test_the_top_level_holds_what_the_design_names():
+    extra = {name.split("/")[0] for name in committed()} - TOP_LEVEL
+    assert not extra, f"these belong into a folder, or into TOP_LEVEL with a reason: {sorted(extra)}"
+
+
+def test_no_file_is_too_large():
+    large = {name: (ROOT / name).stat().st_size for name in committed()}
+    large = {name: size for name, size in large.items() if size > SIZE_LIMIT}
+    assert not large, f"over {SIZE_LIMIT / 1e6:.0f} MB, which git hosts refuse or punish: {large}"
+
+
+def test_no_file_names_a_path_of_this_machine():
+    home, here = f"{Path.home()}/", f"{ROOT}/"
+    texts = {
+        name
+        for name in committed()
+        if Path(name).suffix in {".py", ".md", ".ipynb", ".toml", ".yml", ".txt", ".cff"}
+    }
+    found = [
+        name
+        for name in sorted(texts)
+        if any(p in (ROOT / name).read_text(encoding="utf-8") for p in (home, here))
+    ]
+    assert not found, f"another machine has no such path: {found}"

@@ -1,0 +1,31 @@
+"""TinyBERT from first principles: attention, BERT, distillation and pruning, each idea once.
+
+Submodules load on first use, so that ``import tinylib`` costs nothing. With ``TINYLIB_TYPECHECK=1`` in the environment the
+shapes in the signatures are checked at every call (jaxtyping, beartype); the tests and the notebooks under test set it.
+"""
+
+import importlib
+import os
+
+__version__ = "0.1.0"
+
+# Import order: each module imports only from those before it (tests/test_structure.py enforces it).
+MODULES = (
+    "errors", "models", "attention", "bert", "text", "datasets", "metrics", "train", "student", "distill", "prune", "measure",
+    "plots", "course", "widgets", "checks", "cli",
+)  # fmt: skip
+
+if os.environ.get("TINYLIB_TYPECHECK") == "1":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("tinylib", "beartype.beartype")
+
+
+def __getattr__(name: str):
+    if name in MODULES:
+        return importlib.import_module(f"tinylib.{name}")
+    raise AttributeError(f"module 'tinylib' has no attribute {name!r}; its modules are {', '.join(MODULES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *MODULES])

@@ -1,0 +1,103 @@
+"""Scaled dot-product attention, multi-head attention, masks and sinusoidal positions (Vaswani et al. 2017).
+
+Shapes throughout the package: B batch, T query length, S key length, H heads, D head width, C model width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tinylib.errors import UserError
+
+
+def attention_scores(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H S D"]) -> Float[Tensor, "B H T S"]:
+    """Return q·kᵀ/√D, the scores before mask and softmax (Vaswani et al. 2017, eq. 1).
+
+    TinyBERT matches these rather than the probabilities (Jiao et al. 2020, eq. 7).
+    """
+    return q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+
+
+def attend(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H S D"],
+    v: Float[Tensor, "B H S Dv"],
+    mask: Bool[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, "B H T Dv"], Float[Tensor, "B H T S"]]:
+    """Mix the values by softmax(q·kᵀ/√D) and return the mixture and the weights (Vaswani et al. 2017, eq. 1).
+
+    ``mask`` broadcasts to (B, H, T, S); True = may look. A query that may look nowhere gets weights and output of zero,
+    as ``F.scaled_dot_product_attention`` gives it, instead of NaN.
+    """
+    scores = attention_scores(q, k)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    weights = scores.softmax(dim=-1)
+    if mask is not None:
+        # softmax over nothing but -inf is 0/0
+        weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    return weights @ v, weights
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Bool[Tensor, "T T"]:
+    """Return the mask under which position t looks at positions 0…t only; True = may look."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def padding_mask(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B T"]:
+    """Return which of ``length`` positions hold a real token; True = real."""
+    return torch.arange(length, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "T C"]:
+    """Return sin(t/10000^(2i/C)) in column 2i and the cosine in column 2i+1 (Vaswani et al. 2017, section 3.5)."""
+    if width % 2:
+        raise UserError(f"width={width} must be even, since each frequency takes a sine and a cosine; try width={width + 1}")
+    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angle = torch.arange(length)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Attend with H heads of width C/H and mix their outputs (Vaswani et al. 2017, section 3.2.2).
+
+    Raises UserError if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        if heads < 1 or width % heads:
+            fitting = heads * math.ceil(width / max(heads, 1))
+            raise UserError(f"width={width} must be a multiple of heads={heads}; try width={fitting}")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def split(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T D"]:
+        """Cut the width into heads: head h reads columns h·D…(h+1)·D."""
+        B, T, C = x.shape
+        return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        memory: Float[Tensor, "B S C"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
+        keep_scores: bool = False,
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B H T S"] | None]:
+        """Return the output and, if asked for, the scores before mask and softmax.
+
+        Queries come from ``x``, keys and values from ``memory`` (from ``x`` itself if None: self-attention). Both
+        branches are the same function; the fused kernel never holds the (T, S) matrix, so scores cost extra.
+        """
+        memory = x if memory is None else memory
+        q, k, v = self.split(self.query(x)), self.split(self.key(memory)), self.split(self.value(memory))
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        scores = attention_scores(q, k) if keep_scores else None
+        return self.output(mixed.transpose(1, 2).flatten(2)), scores

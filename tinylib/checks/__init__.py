@@ -1,0 +1,31 @@
+"""Exercise checks: run a learner's attempt against an oracle and name the mistake.
+
+``names()`` lists the checks, ``run(name, attempt)`` returns a ``Report`` and never raises on a learner's mistake. A check is a
+function in one of the modules here, registered under the exercise's name; it calls the attempt on small random inputs and
+returns None, or one sentence that says what is wrong and why.
+"""
+
+import importlib
+
+from tinylib.checks.core import CHECKS, Report, run_check
+
+PARTS = ("attention", "transformer", "teacher", "distill", "prune", "losses")  # one module a lesson or two
+
+for part in PARTS:
+    importlib.import_module(f"tinylib.checks.{part}")
+
+__all__ = ["Report", "names", "run"]
+
+
+def names() -> list[str]:
+    """Return the names of all checks, in the order of the lessons."""
+    return list(CHECKS)
+
+
+def run(name: str, attempt) -> Report:
+    """Check an attempt and print nothing: the report shows itself at the end of a cell.
+
+    ``attempt`` is what the exercise asks for, a function as a rule. A mistake of the learner's, an exception in the attempt
+    included, is a report with ``passed=False`` and a message that says what is wrong and why.
+    """
+    return run_check(name, attempt)

@@ -1,0 +1,1 @@
+"""Checks of this part of the course (written with its lesson)."""

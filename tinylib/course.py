@@ -1,0 +1,144 @@
+"""What the lessons share: the tier's sizes, the prepared data, and the teacher and student that lessons take from the cache.
+
+A lesson never needs another to have run: what is not in the cache is made here, with a progress bar, and kept.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinylib import datasets, distill, models
+from tinylib.bert import Bert
+from tinylib.datasets import fingerprint, label_names
+from tinylib.errors import UserError
+from tinylib.metrics import accuracy
+from tinylib.text import Encoded, encode, load_tokenizer
+from tinylib.train import Examples, classification_loss, fit, loader, predict
+
+
+@dataclass(frozen=True)
+class Tier:
+    """The sizes that differ between a laptop and a GPU; every lesson reads them from here."""
+
+    name: str
+    base: str  # the pretrained model that becomes the teacher
+    data: str
+    teacher_epochs: int
+    teacher_lr: float
+    settings: distill.Settings  # the distillation of lesson 09
+    batch_size: int = 32
+    max_length: int = 64
+
+
+LAPTOP = Tier("laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=1e-4, settings=distill.Settings())
+GPU = Tier(
+    "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,
+    # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5
+    settings=distill.Settings(epochs_intermediate=20, lr_intermediate=5e-5, epochs_prediction=3, lr_prediction=3e-5),
+)  # fmt: skip
+TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
+
+
+def tier() -> Tier:
+    """Return the tier that TINYLIB_TIER names; without it, gpu where CUDA is there, else laptop."""
+    name = os.environ.get("TINYLIB_TIER") or ("gpu" if torch.cuda.is_available() else "laptop")
+    if name not in TIERS:
+        raise UserError(f"TINYLIB_TIER={name!r} is not one of {', '.join(TIERS)}; unset it to let the machine decide")
+    return TIERS[name]
+
+
+def device() -> torch.device:
+    """Return the device that the lessons compute on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe() -> str:
+    """Return one line for the top of a lesson: version, tier, device, threads."""
+    from tinylib import __version__
+
+    threads = torch.get_num_threads()
+    return f"tinylib {__version__} · tier {tier().name} · device {device().type} · {threads} CPU thread{'s' * (threads != 1)}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready for a model: texts, token ids and labels of each split."""
+
+    texts: dict[str, list[str]]
+    encoded: dict[str, Encoded]
+    labels: dict[str, Tensor]
+    names: tuple[str, ...]  # label names, in the order of the label numbers
+    fingerprint: str
+
+    def examples(self, split: str = "train") -> Examples:
+        """Return a split as ``train.loader`` wants it."""
+        return Examples(self.encoded[split], self.labels[split])
+
+
+def prepare(data: str | Path | None = None, base: str | Path | None = None, max_length: int | None = None, seed: int = 0) -> Prepared:
+    """Load a data set and tokenize it for a model; without arguments, the tier's own."""
+    sizes = tier()
+    loaded = datasets.load(data or sizes.data, seed=seed)
+    tokenizer = load_tokenizer(base or sizes.base)
+    texts, encoded, labels = {}, {}, {}
+    for split, rows in loaded.items():
+        texts[split] = list(rows["text"])
+        pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+        encoded[split] = encode(tokenizer, texts[split], pairs, max_length=max_length or sizes.max_length)
+        labels[split] = torch.tensor(rows["label"])
+    return Prepared(texts, encoded, labels, tuple(label_names(loaded)), fingerprint(loaded))
+
+
+def score(model: Bert, prepared: Prepared, split: str = "test") -> float:
+    """Return the accuracy of a classifier on a split."""
+    return accuracy(prepared.labels[split], predict(model, prepared.encoded[split]).argmax(-1))
+
+
+def fine_tune(prepared: Prepared, base: str | Path, *, epochs: int, lr: float, batch_size: int = 32, seed: int = 0, checkpoint=None):
+    """Fine-tune a pretrained model on the labels; return it with the run's history."""
+    start = torch.Generator().manual_seed(seed)
+    model = Bert.from_pretrained(base, labels=prepared.names, generator=start)
+    batches = loader(prepared.examples("train"), batch_size, seed=seed)
+    measure = lambda m, epoch: {"validation": score(m, prepared, "validation")}  # noqa: E731
+    history = fit(
+        model, batches, classification_loss, epochs=epochs, lr=lr, seed=seed, label="fine-tuning the teacher",
+        after_epoch=measure, checkpoint=checkpoint,
+    )  # fmt: skip
+    return model, history
+
+
+def teacher(prepared: Prepared | None = None, seed: int = 0) -> Bert:
+    """Return the tier's fine-tuned teacher from the cache; the first time, make it (about five minutes on two cores)."""
+    sizes = tier()
+    prepared = prepared or prepare()
+    recipe = {
+        "base": sizes.base, "data": prepared.fingerprint, "epochs": sizes.teacher_epochs, "lr": sizes.teacher_lr,
+        "batch_size": sizes.batch_size, "max_length": sizes.max_length, "seed": seed,
+    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        print("no fine-tuned teacher in the cache yet: making it once, about 5 minutes on two cores")
+        model, _ = fine_tune(
+            prepared, sizes.base, epochs=sizes.teacher_epochs, lr=sizes.teacher_lr, batch_size=sizes.batch_size, seed=seed
+        )
+        model.save_pretrained(folder)
+
+    return Bert.from_pretrained(models.product("teacher", recipe, make)).to(device())
+
+
+def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
+    """Return the distilled student of lesson 09 from the cache; the first time, make it (about ten minutes on two cores)."""
+    sizes = tier()
+    prepared = prepared or prepare()
+    settings = distill.replace(sizes.settings, seed=seed)
+    recipe = {"base": sizes.base, "data": prepared.fingerprint, "settings": asdict(settings)}
+
+    def make(folder: Path) -> None:
+        print("no distilled student in the cache yet: making it once, about 10 minutes on two cores")
+        result = distill.distill(teacher(prepared), prepared.examples("train"), settings)
+        result.student.save_pretrained(folder)
+
+    return Bert.from_pretrained(models.product("student", recipe, make)).to(device())

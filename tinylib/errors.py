@@ -1,0 +1,8 @@
+"""The one exception that the package raises for a user's mistake."""
+
+
+class UserError(ValueError):
+    """Say in one sentence what is wrong, where, and what to do about it.
+
+    The command line prints the sentence and exits with code 2; in a notebook it is the last line of the traceback.
+    """

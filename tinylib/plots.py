@@ -1,0 +1,73 @@
+"""The course's figures: each function takes data and an ``ax``, draws, and returns the ax.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; a second cue (line style, marker, text) always goes
+with them. ``show(fig, alt)`` puts a figure on the page with its alt text.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe & Ito 2008, "Color Universal Design"; black last, since axes and text use it
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def style() -> None:
+    """Set the course's look: readable at 1200 pixels and in print."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=list(COLOURS), font_scale=1.05)
+    plt.rcParams.update({"figure.figsize": (8, 4), "figure.dpi": 100, "axes.titlesize": "medium", "axes.titleweight": "bold"})
+
+
+def figure(rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.0, **options):
+    """Return a figure and its axes in the course's style; width and height in inches, for the whole figure."""
+    style()
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure as PNG with alt text that says what it shows, and close it."""
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    plt.close(fig)
+    display(Image(data=buffer.getvalue(), format="png", alt=alt))
+
+
+def curves(series: Mapping[str, Sequence[float]], ax: Axes, x: Sequence[float] | None = None) -> Axes:
+    """Draw named curves over common x values (over 1, 2, … if none are given); colour and line style tell them apart."""
+    for i, (name, values) in enumerate(series.items()):
+        at = np.arange(1, len(values) + 1) if x is None else x
+        ax.plot(at, values, color=COLOURS[i % 8], linestyle=LINES[i % 6], linewidth=2, label=name)
+    if len(series) > 1:
+        ax.legend()
+    return ax
+
+
+def heatmap(values, ax: Axes, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None, annotate: str | None = None, **options) -> Axes:
+    """Draw a matrix, light = small; ``annotate`` is the format of the numbers written into the cells (".2f")."""
+    options = {"cmap": "cividis", "cbar": False, "square": True} | options
+    sns.heatmap(
+        np.asarray(values), ax=ax, annot=annotate is not None, fmt=annotate or "",
+        xticklabels=columns if columns is not None else "auto", yticklabels=rows if rows is not None else "auto", **options,
+    )  # fmt: skip
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def seed_bars(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = True) -> Axes:
+    """Draw the mean of each group as a bar, every seed as a dot on it, and the mean in figures above it."""
+    for i, (name, values) in enumerate(groups.items()):
+        shown = np.asarray(values, dtype=float) * (100 if percent else 1)
+        ax.bar(i, shown.mean(), color=COLOURS[i % 8], alpha=0.75, hatch=("", "//", "..", "xx")[i % 4], edgecolor="white")
+        ax.plot([i] * len(shown), shown, "o", color="black", markersize=5)
+        ax.annotate(f"{shown.mean():.1f}", (i, shown.max()), xytext=(0, 6), textcoords="offset points", ha="center")
+    ax.set_xticks(range(len(groups)), list(groups))
+    return ax

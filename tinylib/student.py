@@ -1,0 +1,124 @@
+"""Where a student starts: random, with the teacher's embeddings, or cut out of the teacher's own matrices.
+
+A narrower student lives in a subspace of the teacher's hidden space: V (C_t, C_s) has orthonormal columns, and the student's
+hidden states stand for h·V. ``svd_basis`` takes V from the word embeddings by truncated SVD (Eckart and Young 1936: no
+other rank-C_s table is closer in squared error).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinylib.bert import Bert, BertConfig
+from tinylib.errors import UserError
+
+STARTS = ("random", "embeddings", "teacher")
+
+
+def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
+    """Return the ``width`` leading right singular vectors of an embedding table, as columns."""
+    if width > table.shape[1]:
+        raise UserError(f"student width={width} is greater than the teacher's {table.shape[1]}; choose start='random'")
+    # eigenvectors of the (C, C) Gram matrix: the same vectors as of the SVD of (V, C), at a hundredth of the work
+    _, vectors = torch.linalg.eigh((table.T @ table).double())
+    return vectors.flip(1)[:, :width].to(table.dtype)
+
+
+def explained(table: Float[Tensor, "V C"], basis: Float[Tensor, "C Cs"]) -> float:
+    """Return the share of the table's squared norm that the basis keeps."""
+    return float((table @ basis).square().sum() / table.square().sum())
+
+
+@torch.no_grad()
+def new_student(
+    teacher: Bert, config: BertConfig, layers: tuple[int, ...], start: str = "embeddings", generator: torch.Generator | None = None
+) -> Bert:
+    """Return a student of the given sizes, in training mode, with the teacher's head, labels and tokenizer.
+
+    start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis; "teacher": the attention and
+    feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well.
+    """
+    if start not in STARTS:
+        raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")
+    if len(layers) != config.num_hidden_layers:
+        raise UserError(f"{len(layers)} teacher layers for {config.num_hidden_layers} student layers; name one each")
+    config = config.replace(
+        head=teacher.config.head, labels=teacher.config.labels, vocab_size=teacher.config.vocab_size,
+        max_position_embeddings=teacher.config.max_position_embeddings, type_vocab_size=teacher.config.type_vocab_size,
+        pad_token_id=teacher.config.pad_token_id, layer_norm_eps=teacher.config.layer_norm_eps,
+    )  # fmt: skip
+    student = Bert(config, generator)
+    student.tokenizer_folder = teacher.tokenizer_folder
+    if start != "random":
+        basis = svd_basis(teacher.embeddings.word.weight, config.hidden_size)
+        for name in ("word", "position", "segment"):
+            getattr(student.embeddings, name).weight.copy_(getattr(teacher.embeddings, name).weight @ basis)
+        _cut_norm(student.embeddings.norm, teacher.embeddings.norm, basis)
+        if start == "teacher":
+            for layer, source in zip(student.layers, layers, strict=True):
+                _cut_layer(layer, teacher.layers[source - 1], basis)
+            _cut_head(student, teacher, basis)
+    return student.train()
+
+
+def _cut_norm(norm: nn.LayerNorm, source: nn.LayerNorm, basis: Tensor) -> None:
+    # In the new basis γ is a full matrix Vᵀ diag(γ) V; its diagonal is the closest that a LayerNorm can hold.
+    norm.weight.copy_((basis.square() * source.weight[:, None]).sum(0))
+    norm.bias.copy_(source.bias @ basis)
+
+
+def _cut_layer(layer: nn.Module, source: nn.Module, basis: Tensor) -> None:
+    _cut_attention(layer.attention, source.attention, basis)
+    _cut_norm(layer.attention_norm, source.attention_norm, basis)
+    _cut_norm(layer.ffn_norm, source.ffn_norm, basis)
+    # keep the neurons whose input and output weights are largest
+    weight = source.up.weight.norm(dim=1) * source.down.weight.norm(dim=0)
+    keep = weight.topk(min(layer.up.out_features, len(weight))).indices.sort().values
+    n = len(keep)
+    layer.up.weight[:n].copy_(source.up.weight[keep] @ basis)
+    layer.up.bias[:n].copy_(source.up.bias[keep])
+    layer.down.weight[:, :n].copy_(basis.T @ source.down.weight[:, keep])
+    layer.down.bias.copy_(source.down.bias @ basis)
+
+
+def _cut_attention(attention: nn.Module, source: nn.Module, basis: Tensor) -> None:
+    if attention.heads != source.heads:
+        raise UserError(f"start='teacher' needs as many heads: student {attention.heads}, teacher {source.heads}")
+    for h in range(attention.heads):
+        D, Dt = attention.query.out_features // attention.heads, source.query.out_features // source.heads
+        ours, theirs = slice(h * D, (h + 1) * D), slice(h * Dt, (h + 1) * Dt)
+        # The scores of a head depend on Wqᵀ·Wk alone, biases as one more column: keep its best rank-D part.
+        query = torch.cat([source.query.weight[theirs] @ basis, source.query.bias[theirs, None]], dim=1)
+        key = torch.cat([source.key.weight[theirs] @ basis, source.key.bias[theirs, None]], dim=1)
+        left, right = _low_rank(query.T, key, D)
+        scale = (D / Dt) ** 0.25  # scores are divided by √D, the teacher's by √Dt
+        attention.query.weight[ours], attention.query.bias[ours] = left.T[:, :-1] * scale, left.T[:, -1] * scale
+        attention.key.weight[ours], attention.key.bias[ours] = right[:, :-1] * scale, right[:, -1] * scale
+        # What a head adds depends on Wo·Wv alone.
+        left, right = _low_rank(basis.T @ source.output.weight[:, theirs], source.value.weight[theirs] @ basis, D)
+        attention.output.weight[:, ours], attention.value.weight[ours] = left, right
+    # attention weights sum to 1, so the values' bias reaches the output as a constant
+    attention.value.bias.zero_()
+    attention.output.bias.copy_((source.output.bias + source.output.weight @ source.value.bias) @ basis)
+
+
+def _low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of the best approximation of left·right of the given rank (zero-padded if it has less)."""
+    q_left, r_left = torch.linalg.qr(left)
+    q_right, r_right = torch.linalg.qr(right.T)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.T)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    pad = torch.nn.functional.pad
+    return pad(q_left @ u[:, :kept] * root, (0, rank - kept)), pad(root[:, None] * (vh[:kept] @ q_right.T), (0, 0, 0, rank - kept))
+
+
+def _cut_head(student: Bert, teacher: Bert, basis: Tensor) -> None:
+    if teacher.config.head != "classification":
+        return
+    # The pooler's tanh acts on each coordinate, so its outputs must be chosen, not rotated: those the classifier reads most.
+    keep = teacher.classifier.weight.norm(dim=0).topk(student.config.hidden_size).indices.sort().values
+    student.pooler.weight.copy_(teacher.pooler.weight[keep] @ basis)
+    student.pooler.bias.copy_(teacher.pooler.bias[keep])
+    student.classifier.weight.copy_(teacher.classifier.weight[:, keep])
+    student.classifier.bias.copy_(teacher.classifier.bias)

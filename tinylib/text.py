@@ -1,0 +1,116 @@
+"""From text to batches: the tokenizer (Hugging Face's), encoding, padding, and batches of like length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
+
+from tinylib import models
+from tinylib.errors import UserError
+
+POOL = 64  # batches' worth of sentences that are sorted together: enough for little padding, few enough to stay shuffled
+
+
+def load_tokenizer(source: str | Path):
+    """Return the fast Hugging Face tokenizer of a folder, a shipped name or a hub name."""
+    from transformers import AutoTokenizer
+
+    folder = models.resolve(source)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder} holds no tokenizer that transformers can load ({first}); add its tokenizer.json") from None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of N texts, unpadded: ``ids[n]`` and ``segments[n]`` are 1-D, of the text's own length."""
+
+    ids: tuple[Tensor, ...]
+    segments: tuple[Tensor, ...]
+    pad_id: int = 0
+    truncated: int = 0  # how many texts were cut at max_length
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        """Tokens of each text, [CLS] and [SEP] counted."""
+        return torch.tensor([len(row) for row in self.ids], dtype=torch.long)
+
+    def select(self, rows: Sequence[int]) -> "Encoded":
+        """Return the texts at ``rows``, in that order."""
+        return Encoded(tuple(self.ids[r] for r in rows), tuple(self.segments[r] for r in rows), self.pad_id)
+
+
+def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = None, max_length: int = 64) -> Encoded:
+    """Tokenize texts (or pairs) and cut them at ``max_length`` tokens; the paper uses 64, and 128 for pairs."""
+    pairs = None if text_pairs is None else list(text_pairs)
+    rows = tokenizer(
+        list(texts), pairs, truncation=True, max_length=max_length, return_token_type_ids=True, return_overflowing_tokens=False
+    )
+    ids = tuple(torch.tensor(r, dtype=torch.long) for r in rows["input_ids"])
+    segments = tuple(torch.tensor(r, dtype=torch.long) for r in rows["token_type_ids"])
+    cut = sum(len(r) == max_length for r in ids)  # a text of exactly that many tokens is counted too
+    return Encoded(ids, segments, pad_id=tokenizer.pad_token_id or 0, truncated=cut)
+
+
+def pad(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
+    """Return the chosen texts as one batch: ids, mask (True = real token) and segments, each (B, T).
+
+    T is the longest of them, so a batch of like lengths holds little padding.
+    """
+    ids = pad_sequence([encoded.ids[r] for r in rows], batch_first=True, padding_value=encoded.pad_id)
+    segments = pad_sequence([encoded.segments[r] for r in rows], batch_first=True)
+    lengths = torch.tensor([len(encoded.ids[r]) for r in rows])
+    return {"ids": ids, "mask": torch.arange(ids.shape[1])[None] < lengths[:, None], "segments": segments}
+
+
+class LengthBuckets(Sampler):
+    """Yield batches (lists of rows) of texts of like length, reproducibly shuffled.
+
+    Each epoch shuffles all rows, cuts them into pools of ``POOL`` batches, sorts each pool by length, cuts it into batches
+    and shuffles the batches. Seed and epoch decide the order, so that a resumed run sees the same one (``set_epoch``).
+    """
+
+    def __init__(self, lengths: Int[Tensor, " N"], batch_size: int, seed: int = 0, shuffle: bool = True):
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1")
+        self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch whose order the next iteration yields, and how many of its batches are already done."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches()[self.start :])
+
+    def _batches(self) -> list[list[int]]:
+        N, size = len(self.lengths), self.batch_size
+        if not self.shuffle:
+            return [chunk.tolist() for chunk in torch.argsort(self.lengths, stable=True).split(size)]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(N, generator=generator)
+        batches = []
+        for pool in order.split(POOL * size):
+            by_length = pool[torch.argsort(self.lengths[pool], stable=True)]
+            batches += by_length.split(size)
+        return [batches[b].tolist() for b in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def padding_waste(lengths: Int[Tensor, " N"], batches: Sequence[Sequence[int]]) -> float:
+    """Return the share of a padded epoch's positions that hold no token."""
+    positions = sum(len(b) * int(lengths[list(b)].max()) for b in batches)
+    tokens = sum(int(lengths[list(b)].sum()) for b in batches)
+    return 1.0 - tokens / positions

@@ -1,0 +1,235 @@
+"""The training loop: optimiser, schedule, progress, checkpoints; on Hugging Face Accelerate, so that the launcher decides
+how many processes there are. The loop knows nothing of distillation: it minimises whatever ``loss_fn`` returns."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from tinylib.errors import UserError
+from tinylib.text import Encoded, LengthBuckets, pad
+
+Batch = dict[str, Tensor]
+LossFn = Callable[[nn.Module, Batch], dict[str, Tensor]]
+
+
+class Examples(Dataset):
+    """Encoded texts and their labels; an item is its row number, since batches are padded whole (``loader``)."""
+
+    def __init__(self, encoded: Encoded, labels=None):
+        if labels is not None and len(labels) != len(encoded):
+            raise UserError(f"{len(encoded)} texts but {len(labels)} labels; pass one label a text")
+        self.encoded = encoded
+        self.labels = torch.zeros(len(encoded), dtype=torch.long) if labels is None else torch.as_tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+    def collate(self, rows: list[int]) -> Batch:
+        """Return ids, mask, segments (B, T), labels (B,) and rows (B,), the places in the data."""
+        return pad(self.encoded, rows) | {"labels": self.labels[rows], "rows": torch.tensor(rows)}
+
+
+def loader(examples: Examples, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> DataLoader:
+    """Return batches of like length (``text.LengthBuckets``), padded to their own longest text."""
+    buckets = LengthBuckets(examples.encoded.lengths, batch_size, seed=seed, shuffle=shuffle)
+    return DataLoader(examples, batch_sampler=buckets, collate_fn=examples.collate)
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """Return AdamW over the parameters that train; matrices decay, biases and LayerNorm do not (Devlin et al. 2019)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+def linear_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LRScheduler:
+    """Raise the rate from zero over the first ``warmup`` share of the steps, then lower it to zero (Devlin et al. 2019)."""
+    from transformers import get_linear_schedule_with_warmup
+
+    return get_linear_schedule_with_warmup(optimizer, int(warmup * steps), steps)
+
+
+@dataclass
+class History:
+    """What a run did: each step's losses by name, the seconds it took, and what was measured after each epoch."""
+
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    measured: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def smooth(self, name: str = "loss", window: int = 50) -> list[float]:
+        """Return the running mean of a loss over ``window`` steps."""
+        values = torch.tensor(self.losses[name])
+        window = min(window, len(values))
+        return values.unfold(0, window, 1).mean(-1).tolist()
+
+
+def fit(
+    model: nn.Module,
+    batches: DataLoader,
+    loss_fn: LossFn,
+    *,
+    epochs: int,
+    lr: float,
+    warmup: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    seed: int = 0,
+    label: str = "training",
+    after_epoch: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    after_step: Callable[[nn.Module, int], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 200,
+) -> History:
+    """Minimise the sum of the losses that ``loss_fn(model, batch)`` returns by name.
+
+    ``warmup`` is a share of all steps, ``clip`` the largest norm of the gradient. ``seed`` decides the dropout (the order
+    of the data is the loader's), and the caller's random state is left as it was. With ``checkpoint`` (a file name) the
+    run saves itself every ``checkpoint_every`` steps and, called again, goes on from there to the same weights.
+    Raises UserError when a loss is not finite, with the step and the usual cause.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    buckets = batches.batch_sampler
+    optimizer = adamw(model, lr, weight_decay)
+    schedule = linear_schedule(optimizer, epochs * len(batches), warmup)
+    history, started = History(), time.perf_counter()
+    device_ids = [accelerator.device] if accelerator.device.type == "cuda" else []
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    state = Checkpoint(checkpoint, accelerator.unwrap_model(model), optimizer, schedule, history)
+    with torch.random.fork_rng(devices=device_ids):
+        torch.manual_seed(seed)
+        step = state.load() if checkpoint and checkpoint.exists() else 0
+        bar = tqdm(total=epochs * len(buckets), initial=step, desc=label, unit="step", leave=False)
+        for epoch in range(step // len(buckets), epochs):
+            model.train()
+            buckets.set_epoch(epoch, start=step % len(buckets))
+            for batch in batches:
+                losses = loss_fn(model, batch)
+                loss = sum(losses.values())
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"{label}: the loss is {loss.item()} at step {step} of epoch {epoch}; lower lr={lr:g}, or look for "
+                        "empty texts in the data"
+                    )
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                step += 1
+                _record(history, losses | {"loss": loss})
+                if after_step:
+                    after_step(accelerator.unwrap_model(model), step)
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.update()
+                if checkpoint and step % checkpoint_every == 0:
+                    state.save(step)
+            if after_epoch:
+                model.eval()
+                history.measured.append(after_epoch(accelerator.unwrap_model(model), epoch))
+        bar.close()
+    model.eval()
+    history.seconds += time.perf_counter() - started
+    return history
+
+
+def _record(history: History, losses: dict[str, Tensor]) -> None:
+    for name, value in losses.items():
+        history.losses.setdefault(name, []).append(value.item())
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped, in one safetensors file, replaced atomically.
+
+    Model, AdamW's moments, the torch random state and, as JSON in the header, step, schedule and history.
+    """
+
+    path: Path | None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    history: History
+
+    def save(self, step: int) -> None:
+        """Write the state aside, then put it in the old one's place: a kill leaves one or the other, whole."""
+        tensors = {f"model.{n}": t.detach().clone() for n, t in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
+        tensors["random"] = torch.get_rng_state()
+        said = {"step": step, "losses": self.history.losses, "measured": self.history.measured}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file(tensors, aside, metadata={"run": json.dumps(said)})
+            os.replace(aside, self.path)
+        except OSError as error:
+            raise UserError(f"the checkpoint {self.path} cannot be written ({error}); free some space there") from None
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def load(self) -> int:
+        """Restore the state and return the step to go on from."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                said = json.loads(file.metadata()["run"])
+            self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); delete it and start again"
+            ) from None
+        stored = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                stored["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(stored)
+        for _ in range(said["step"]):
+            self.schedule.step()
+        torch.set_rng_state(tensors["random"])
+        self.history.losses, self.history.measured = said["losses"], said["measured"]
+        return said["step"]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, encoded: Encoded, batch_size: int = 64, label: str | None = None) -> Float[Tensor, "N K"]:
+    """Return the logits of every text, in the order given, computed in evaluation mode in batches of like length.
+
+    With ``label`` a progress bar shows under that name.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    batches = loader(Examples(encoded), batch_size, shuffle=False)
+    logits: list[Tensor] = [torch.empty(0)] * len(encoded)
+    for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
+        out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
+        for row, value in zip(batch["rows"].tolist(), out, strict=True):
+            logits[row] = value
+    model.train(training)
+    return torch.stack(logits)
+
+
+def classification_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return the cross-entropy with the labels, the loss that fine-tuning minimises."""
+    logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
+    return {"labels": nn.functional.cross_entropy(logits, batch["labels"])}
