@@ -15,8 +15,8 @@ STAMP := .venv/.installed
 # run to the end and only the cells tagged nbval-check-output are compared.
 STRICT := $(sort $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb))
 LAX := $(filter-out $(STRICT),$(sort $(wildcard notebooks/*.ipynb)))
-NBVAL := $(BIN)/python -m pytest -p no:xdist --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-	--nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
+NBVAL := TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/python -m pytest -p no:xdist --nbval-current-env \
+	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test test-fast distill notebooks colab pins clean
@@ -47,19 +47,20 @@ $(STAMP): requirements.txt pyproject.toml
 
 lab: setup ## open the course in JupyterLab (more options: make lab LAB_ARGS="--no-browser --port=8899")
 	@root=; test "$$(id -u)" = 0 && root=--allow-root; \
-	exec $(BIN)/python -m jupyterlab $$root --ServerApp.root_dir="$(CURDIR)" $(LAB_ARGS) notebooks/00_start_here.ipynb
+	exec $(BIN)/python -m jupyterlab $$root --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: setup ## run everything that CI checks: ruff, pytest, every lesson from top to bottom
 	$(BIN)/ruff check .
 	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(if $(STRICT),TINYLIB_TYPECHECK=1 $(NBVAL) --nbval $(STRICT))
-	$(if $(LAX),TINYLIB_TYPECHECK=1 $(NBVAL) --nbval-lax $(LAX))
+	$(if $(STRICT),$(NBVAL) --nbval $(STRICT))
+	$(if $(LAX),$(NBVAL) --nbval-lax $(LAX))
 
 test-fast: setup ## run pytest without the slow tests and without the lessons
 	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m "not slow and not network and not browser" $(PYTEST_ARGS)
 
 distill: setup ## run the whole job headless: teach, distil, prune, evaluate; prints the table
-	$(BIN)/python -m tinylib.course --out runs/movie_reviews
+	$(BIN)/python -m tinylib.job --out runs/movie_reviews
 
 notebooks: setup ## for maintainers: run all lessons in place (some: make notebooks LESSONS=notebooks/04_*.ipynb)
 	$(BIN)/python notebooks/tools/run.py $(LESSONS)

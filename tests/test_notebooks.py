@@ -241,9 +241,9 @@ def test_faulty_cells_are_found_and_clean_ones_are_not():
 def test_the_runner_saves_a_clean_lesson_and_leaves_a_faulty_one_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLIB_TIER", "laptop")
     path = tmp_path / "00_x.ipynb"
-    notebook = make_notebook(
-        "from tqdm.auto import tqdm", "for i in tqdm(range(3)): pass", "print(6 * 7)", ""
-    )
+    imports = "import ipywidgets\nfrom tqdm.auto import tqdm"
+    widgets = "for i in tqdm(range(3)):\n    pass\nipywidgets.interact(lambda x: print(x), x=(0, 3))\nNone"
+    notebook = make_notebook(imports, widgets, "print(6 * 7)", "")
     notebook.cells[1].metadata = nbformat.from_dict({"tags": ["nbval-ignore-output"], "scrolled": True})
     path.write_text(nbformat.writes(notebook))
     assert run_tool.run(path)

@@ -11,7 +11,7 @@ from lessons import code_cells, lessons, read
 import tinylib
 
 PACKAGE = ROOT / "tinylib"
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # The tree of the course; a newcomer should find nothing else at the top.
 TOP_LEVEL = {
@@ -38,28 +38,35 @@ def parse_notebook(path: Path) -> ast.Module:
     return ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in lines))
 
 
+def module_name(path: Path) -> str:
+    """Give the place of a file in the order of imports: a subpackage counts as one module."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
 def imported_modules(tree: ast.Module) -> set[str]:
-    """Find the submodules of tinylib that a module imports, at any depth and in any spelling."""
+    """Find the submodules of tinylib that a module imports, at any depth of the code."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("tinylib.")}
         elif isinstance(node, ast.ImportFrom):
-            source = [*(["tinylib"] if node.level else []), *filter(None, (node.module or "").split("."))]
+            assert not node.level, f"line {node.lineno}: say `from tinylib.x import ...`, no relative import"
+            source = node.module.split(".")
             if source[:1] == ["tinylib"]:
                 found |= {source[1]} if len(source) > 1 else {name.name for name in node.names}
-    return found & {path.stem for path in MODULES}
+    return found & {module_name(path) for path in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_those_above_it(path):
     imported = imported_modules(ast.parse(path.read_text(encoding="utf-8")))
-    if path.stem == "__init__":
+    name = module_name(path)
+    if name == "__init__":
         assert not imported, "`import tinylib` must stay cheap"
-        return
-    assert path.stem in tinylib.MODULES, f"put {path.stem} into tinylib.MODULES, at its place in the order"
-    allowed = set(tinylib.MODULES[: tinylib.MODULES.index(path.stem)])
-    assert imported <= allowed, f"{path.stem} may not import {sorted(imported - allowed)}: they come after it"
+    elif name != "__main__":
+        assert name in tinylib.MODULES, f"put {name} into tinylib.MODULES, at its place in the order"
+        allowed = {name, *tinylib.MODULES[: tinylib.MODULES.index(name)]}
+        assert imported <= allowed, f"{name} may not import {sorted(imported - allowed)}: they come after it"
 
 
 def definitions(tree: ast.Module) -> set[tuple[str, str]]:
@@ -100,8 +107,8 @@ def test_no_definition_stands_twice_in_the_package():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 key = next(iter(definitions(ast.Module([node], []))))
-                assert key not in seen, f"{node.name} stands in {seen[key]} and in {path.name}: import it"
-                seen[key] = path.name
+                assert key not in seen, f"{node.name} stands in {seen[key]} and in {path}: import it"
+                seen[key] = path
 
 
 @pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
@@ -139,10 +146,9 @@ def unpickling(tree: ast.Module) -> list[str]:
 
 
 def test_nothing_is_unpickled():
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("*/*.py")}
-    trees |= {
-        path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "notebooks").rglob("*.py")
-    }
+    folders = [ROOT / name for name in TOP_LEVEL if (ROOT / name).is_dir()]
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources}
     trees |= {path: parse_notebook(path) for path in lessons()}
     found = {
         str(path.relative_to(ROOT)): calls for path, tree in trees.items() if (calls := unpickling(tree))

@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 
 # Import order: each module imports only from those before it (tests/test_structure.py enforces it).
 MODULES = (
-    "errors", "models", "attention", "bert", "text", "datasets", "metrics", "train", "student", "distill", "prune", "measure",
-    "plots", "course", "widgets", "checks", "cli",
+    "errors", "models", "attention", "config", "bert", "text", "files", "datasets", "metrics", "train", "student", "distill",
+    "masks", "prune", "measure", "plots", "course", "widgets", "checks", "doctor", "output", "commands",
+    "cli",
 )  # fmt: skip
 
 if os.environ.get("TINYLIB_TYPECHECK") == "1":

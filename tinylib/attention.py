@@ -29,9 +29,11 @@ def attend(
 ) -> tuple[Float[Tensor, "B H T Dv"], Float[Tensor, "B H T S"]]:
     """Mix the values by softmax(q·kᵀ/√D) and return the mixture and the weights (Vaswani et al. 2017, eq. 1).
 
-    ``mask`` broadcasts to (B, H, T, S); True = may look. A query that may look nowhere gets weights and output of zero,
-    as ``F.scaled_dot_product_attention`` gives it, instead of NaN.
+    ``mask`` broadcasts to (B, H, T, S); True = may look. A query that may look nowhere gets weights and
+    output of zero, as ``F.scaled_dot_product_attention`` gives it, instead of NaN. Raises UserError if the
+    mask is not boolean.
     """
+    _check_mask(mask)
     scores = attention_scores(q, k)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -40,6 +42,12 @@ def attend(
         # softmax over nothing but -inf is 0/0
         weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
     return weights @ v, weights
+
+
+def _check_mask(mask: Tensor | None) -> None:
+    # PyTorch would add a mask of floats to the scores: 0 and 1, as tokenizers give them, would hide nothing
+    if mask is not None and mask.dtype != torch.bool:
+        raise UserError(f"mask is {mask.dtype} but must be torch.bool, True = may look; write mask.bool()")
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Bool[Tensor, "T T"]:
@@ -53,9 +61,12 @@ def padding_mask(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B T"]
 
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "T C"]:
-    """Return sin(t/10000^(2i/C)) in column 2i and the cosine in column 2i+1 (Vaswani et al. 2017, section 3.5)."""
+    """Return sin(t/10000^(2i/C)) in column 2i, its cosine in column 2i+1 (Vaswani et al. 2017, sec. 3.5)."""
     if width % 2:
-        raise UserError(f"width={width} must be even, since each frequency takes a sine and a cosine; try width={width + 1}")
+        raise UserError(
+            f"width={width} must be even, since each frequency takes a sine and a cosine; "
+            f"try width={width + 1}"
+        )
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angle = torch.arange(length)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
@@ -92,9 +103,11 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B H T S"] | None]:
         """Return the output and, if asked for, the scores before mask and softmax.
 
-        Queries come from ``x``, keys and values from ``memory`` (from ``x`` itself if None: self-attention). Both
-        branches are the same function; the fused kernel never holds the (T, S) matrix, so scores cost extra.
+        Queries come from ``x``, keys and values from ``memory`` (from ``x`` itself if None: self-attention).
+        The mixing is ``attend``'s, in PyTorch's fused kernel, which never holds the (T, S) matrix: scores
+        cost extra. Raises UserError if the mask is not boolean.
         """
+        _check_mask(mask)
         memory = x if memory is None else memory
         q, k, v = self.split(self.query(x)), self.split(self.key(memory)), self.split(self.value(memory))
         p = self.dropout if self.training else 0.0

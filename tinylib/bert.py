@@ -1,14 +1,15 @@
 """BERT (Devlin et al. 2019): one encoder, one forward path, in the Hugging Face file layout.
 
-``Bert.from_pretrained`` reads any Hugging Face BERT checkpoint; ``save_pretrained`` writes one that ``transformers`` loads.
-Layers are numbered as in the TinyBERT paper: 0 is the embedding output, 1…L are the Transformer layers.
+``Bert.from_pretrained`` reads any Hugging Face BERT checkpoint; ``save_pretrained`` writes one that
+``transformers`` loads. Layers are numbered as in the TinyBERT paper: 0 is the embedding output, 1…L are the
+Transformer layers.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,15 +21,11 @@ from torch import Tensor, nn
 
 from tinylib import models
 from tinylib.attention import MultiHeadAttention
+from tinylib.config import ACTIVATIONS, ARCHITECTURES, BertConfig
 from tinylib.errors import UserError
 
-ARCHITECTURES = {
-    None: "BertModel",
-    "classification": "BertForSequenceClassification",
-    "masked_lm": "BertForMaskedLM",
-}
+HEADS = ("pooler", "classifier", "lm_transform", "lm_norm", "lm_bias")  # what stands on top of the encoder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # name -> F.gelu's `approximate`
 
 # Our parameter names -> Hugging Face's. The first match wins.
 RENAMES = (
@@ -46,116 +43,6 @@ RENAMES = (
     (r"^lm_norm\.", r"cls.predictions.transform.LayerNorm."),
     (r"^lm_bias$", r"cls.predictions.bias"),
 )
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """Hold the sizes of a BERT, under Hugging Face's field names, checked once when made."""
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    pad_token_id: int = 0
-    initializer_range: float = 0.02
-    hidden_act: str = "gelu"
-    head: str | None = None  # None, "classification" or "masked_lm"
-    labels: tuple[str, ...] = field(default=())
-
-    def __post_init__(self):
-        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.hidden_size % self.num_attention_heads:
-            up = self.num_attention_heads * -(-self.hidden_size // self.num_attention_heads)
-            raise UserError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}; "
-                f"try hidden_size={up}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        if self.head not in ARCHITECTURES:
-            raise UserError(f"head={self.head!r} is not one of None, 'classification', 'masked_lm'")
-        if self.head == "classification" and len(self.labels) < 2:
-            raise UserError(f"head='classification' needs at least two labels, got {self.labels}; name them in labels=(…)")
-
-    @classmethod
-    def bert_base(cls, **changes) -> "BertConfig":
-        """12 layers, 768 wide: 110 M parameters (Devlin et al. 2019, section 3)."""
-        return cls(**changes)
-
-    @classmethod
-    def minilm_l6(cls, **changes) -> "BertConfig":
-        """6 layers, 384 wide: 22.7 M parameters, the course's teacher."""
-        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
-        return cls(**(sizes | changes))
-
-    @classmethod
-    def tinybert4(cls, **changes) -> "BertConfig":
-        """4 layers, 312 wide, 12 heads, FFN 1200: 14.4 M parameters (Jiao et al. 2020, section 4.1)."""
-        sizes = {"hidden_size": 312, "num_hidden_layers": 4, "intermediate_size": 1200}
-        return cls(**(sizes | changes))
-
-    @classmethod
-    def tinybert6(cls, **changes) -> "BertConfig":
-        """6 layers, 768 wide: 67 M parameters (Jiao et al. 2020, section 4.1)."""
-        return cls(**({"num_hidden_layers": 6} | changes))
-
-    @classmethod
-    def parse(cls, shape: str, **changes) -> "BertConfig":
-        """Read "4x312" (layers x width); the paper's shapes get the paper's other sizes.
-
-        Other widths get 12 heads where 12 divides them (else the largest divisor up to 12) and an FFN four times as wide.
-        """
-        match = re.fullmatch(r"(\d+)[xX×](\d+)", shape.strip())
-        if not match:
-            raise UserError(f"student shape {shape!r} is not LAYERSxWIDTH; write for example 4x312")
-        layers, width = int(match[1]), int(match[2])
-        heads = next((h for h in range(12, 0, -1) if width and width % h == 0), 1)
-        sizes = {
-            "num_hidden_layers": layers,
-            "hidden_size": width,
-            "num_attention_heads": heads,
-            "intermediate_size": 1200 if width == 312 else 4 * width,
-        }
-        return cls(**(sizes | changes))
-
-    def replace(self, **changes) -> "BertConfig":
-        """Return a copy with some fields changed, checked again."""
-        return replace(self, **changes)
-
-    @classmethod
-    def from_dict(cls, stored: dict, where: str = "config.json") -> "BertConfig":
-        """Read a Hugging Face ``config.json``; raise UserError if it is not a BERT that we can run."""
-        kind = stored.get("model_type", "bert")
-        if kind != "bert":
-            raise UserError(f"{where} describes a {kind!r} model; Bert.from_pretrained reads model_type 'bert' only")
-        if stored.get("position_embedding_type", "absolute") != "absolute" or stored.get("is_decoder"):
-            raise UserError(f"{where} asks for relative positions or a decoder; only BERT's absolute encoder is supported")
-        sizes = {f.name: stored[f.name] for f in fields(cls) if f.name in stored and f.name not in ("head", "labels")}
-        named = {name: head for head, name in ARCHITECTURES.items()}
-        head = named.get((stored.get("architectures") or ["BertModel"])[0])
-        id2label = {int(i): str(name) for i, name in (stored.get("id2label") or {}).items()}
-        labels = tuple(id2label[i] for i in sorted(id2label)) if head == "classification" else ()
-        if head == "classification" and not labels:
-            labels = tuple(f"LABEL_{i}" for i in range(stored.get("num_labels", 2)))
-        return cls(**sizes, head=head, labels=labels)
-
-    def to_dict(self) -> dict:
-        """Return the content of a Hugging Face ``config.json``."""
-        stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("head", "labels")}
-        stored |= {"model_type": "bert", "architectures": [ARCHITECTURES[self.head]], "position_embedding_type": "absolute"}
-        if self.labels:
-            stored["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
-            stored["label2id"] = {name: i for i, name in enumerate(self.labels)}
-        return stored
 
 
 @dataclass(frozen=True)
@@ -185,20 +72,23 @@ class Embeddings(nn.Module):
         T = ids.shape[1]
         if T > self.position.num_embeddings:
             raise UserError(
-                f"a sequence of {T} tokens is longer than max_position_embeddings={self.position.num_embeddings}; "
-                "cut it with max_length when encoding"
+                f"a sequence of {T} tokens is longer than "
+                f"max_position_embeddings={self.position.num_embeddings}; cut it with max_length in encode"
             )
         segment = self.segment.weight[0] if segments is None else self.segment(segments)
-        return self.dropout(self.norm(self.word(ids) + self.position.weight[:T] + segment))
+        # Summed in transformers' order: what stands in the padding would magnify another order's rounding.
+        return self.dropout(self.norm(self.word(ids) + segment + self.position.weight[:T]))
 
 
 class EncoderLayer(nn.Module):
-    """Attend, then transform each position; add and normalise after each (post-LayerNorm, Vaswani et al. 2017)."""
+    """Attend, then transform each position; add and normalise after each (Vaswani et al. 2017, 3.1)."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
         C, eps = config.hidden_size, config.layer_norm_eps
-        self.attention = MultiHeadAttention(C, config.num_attention_heads, config.attention_probs_dropout_prob)
+        self.attention = MultiHeadAttention(
+            C, config.num_attention_heads, config.attention_probs_dropout_prob
+        )
         self.attention_norm = nn.LayerNorm(C, eps=eps)
         self.up = nn.Linear(C, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, C)
@@ -247,7 +137,8 @@ class Bert(nn.Module):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, nn.Linear):
                 module.bias.zero_()
-        self.embeddings.word.weight[self.config.pad_token_id].zero_()
+        if self.config.pad_token_id is not None:
+            self.embeddings.word.weight[self.config.pad_token_id].zero_()
 
     def forward(
         self,
@@ -259,9 +150,10 @@ class Bert(nn.Module):
     ) -> BertOutput:
         """Run the encoder and its head.
 
-        ids: token ids; mask: True = real token (None: all are); segments: 0 for the first text, 1 for the second.
-        keep_hidden: layers 0…L whose output is returned; keep_scores: layers 1…L whose attention scores are returned
-        (the other layers run PyTorch's fused attention and never hold them).
+        ids: token ids; mask: True = real token (None: all); segments: 0 = first text (None: all), 1 = second.
+        keep_hidden: layers 0…L whose output is returned; keep_scores: layers 1…L whose attention scores are
+        returned (the other layers run PyTorch's fused attention and never hold them).
+        Raises UserError for a layer that is not there and for more tokens than the model has positions.
         """
         self._check_layers(keep_hidden, keep_scores)
         x = self.embeddings(ids, segments)
@@ -287,8 +179,9 @@ class Bert(nn.Module):
         if self.config.head == "classification":
             return self.classifier(self.dropout(torch.tanh(self.pooler(x[:, 0]))))  # [CLS] stands first
         if self.config.head == "masked_lm":
-            transformed = self.lm_norm(F.gelu(self.lm_transform(x)))
-            return F.linear(transformed, self.embeddings.word.weight, self.lm_bias)  # tied to the input embeddings
+            transformed = F.gelu(self.lm_transform(x), approximate=ACTIVATIONS[self.config.hidden_act])
+            # tied: the output matrix is the table of input embeddings
+            return F.linear(self.lm_norm(transformed), self.embeddings.word.weight, self.lm_bias)
         return None
 
     @classmethod
@@ -301,8 +194,9 @@ class Bert(nn.Module):
     ) -> "Bert":
         """Load a folder, a shipped name ("minilm-l6") or a hub name in the Hugging Face layout.
 
-        ``head="stored"`` keeps the checkpoint's head; naming another one starts it from ``generator``. ``labels`` names the
-        classes of a new classification head. Raises UserError if a file is missing, damaged or of another shape.
+        ``head="stored"`` keeps the checkpoint's head. ``labels`` asks for a classifier with these classes,
+        ``head`` for another head: what the checkpoint has of it is kept where the shape fits, the rest starts
+        from ``generator``. Raises UserError if a file is missing, damaged or of another model.
         """
         folder = models.resolve(source)
         config = BertConfig.from_dict(_read_config(folder), where=str(folder / "config.json"))
@@ -311,41 +205,44 @@ class Bert(nn.Module):
         elif head != "stored":
             config = config.replace(head=head, labels=config.labels if head == "classification" else ())
         model = cls(config, generator)
-        model._load(_read_weights(folder), folder)
-        model.tokenizer_folder = folder if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists() else None
+        model._load(_read_weights(folder), folder, new_head=labels is not None or head != "stored")
+        if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
+            model.tokenizer_folder = folder
         return model.eval()
 
-    def _load(self, stored: dict[str, Tensor], folder: Path) -> None:
-        own = self.state_dict()
+    def _load(self, stored: dict[str, Tensor], folder: Path, new_head: bool) -> None:
+        path, own, found = folder / "model.safetensors", self.state_dict(), {}
         plain = {to_hf(name): name for name in own}
-        found = {}
         for name, tensor in stored.items():
-            # A bare BertModel is saved without the prefix; very old files call LayerNorm's parameters gamma and beta.
+            # A bare BertModel has no prefix; very old files call LayerNorm's parameters gamma and beta.
             full = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
             ours = plain.get(full) or plain.get(f"bert.{full}")
-            if ours is not None:
-                found[ours] = tensor.to(own[ours].dtype)
-        missing = [n for n in own if n not in found]
-        fresh = [n for n in missing if n.split(".")[0] in ("pooler", "classifier", "lm_transform", "lm_norm", "lm_bias")]
-        if len(missing) > len(fresh):
-            lost = sorted(set(missing) - set(fresh))[0]
-            raise UserError(f"{folder / 'model.safetensors'} has no {to_hf(lost)!r}; it is not a complete BERT checkpoint")
-        for name, tensor in found.items():
-            if tensor.shape != own[name].shape:
-                if name.startswith("classifier."):  # another task's head: start this one fresh
-                    continue
+            if ours is None or (
+                new_head and ours.startswith("classifier.") and tensor.shape != own[ours].shape
+            ):
+                continue  # another model's part, or the classifier of a task with more or fewer classes
+            if tensor.shape != own[ours].shape:
                 raise UserError(
-                    f"{folder / 'model.safetensors'}: {to_hf(name)!r} has shape {tuple(tensor.shape)}, but config.json asks "
-                    f"for {tuple(own[name].shape)}; the two files are not of one model"
+                    f"{path}: {name!r} has shape {tuple(tensor.shape)}, but config.json asks for "
+                    f"{tuple(own[ours].shape)}; the two files are not of one model, copy both again"
                 )
-            own[name] = tensor
-        self.load_state_dict(own)
+            found[ours] = tensor.to(own[ours].dtype)
+        # A head that was asked for may be new; a bare BertModel may lack its pooler, which nothing reads.
+        heads = HEADS if new_head else ("pooler",) if self.config.head is None else ()
+        lost = [name for name in own if name not in found and name.split(".")[0] not in heads]
+        if lost:
+            raise UserError(
+                f"{path} has no {to_hf(lost[0])!r}, which a {ARCHITECTURES[self.config.head]} needs; "
+                "copy the checkpoint again, or name the head it should get"
+            )
+        self.load_state_dict(own | found)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and the tokenizer's files, as ``transformers`` reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        stored = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        (folder / "config.json").write_text(stored, encoding="utf-8")
         # A bare BertModel has no "bert." prefix in Hugging Face's layout.
         strip = (lambda n: n.removeprefix("bert.")) if self.config.head is None else (lambda n: n)
         tensors = {strip(to_hf(n)): t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
@@ -368,11 +265,16 @@ def to_hf(name: str) -> str:
 def _read_config(folder: Path) -> dict:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; name the folder of a Hugging Face checkpoint") from None
-    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{folder} has no config.json; name the folder of a Hugging Face checkpoint"
+        ) from None
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is not JSON ({error}); copy the checkpoint again") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds a {type(stored).__name__} instead of names and values; copy it again")
+    return stored
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -380,7 +282,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if not path.exists():
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         remedy = (
-            f"{pickled.name} is a pickle, which can run code: convert it with transformers' save_pretrained first"
+            f"{pickled.name} is a pickle, which can run code; convert it with save_pretrained of transformers"
             if pickled
             else "copy the checkpoint again"
         )

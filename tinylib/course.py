@@ -3,6 +3,7 @@
 A lesson never needs another to have run: what is not in the cache is made here, with a progress bar, and kept.
 """
 
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
 from tinylib.metrics import accuracy
 from tinylib.text import Encoded, encode, load_tokenizer
-from tinylib.train import Examples, classification_loss, fit, loader, predict
+from tinylib.train import Examples, History, classification_loss, fit, loader, predict
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,18 @@ def fine_tune(prepared: Prepared, base: str | Path, *, epochs: int, lr: float, b
 
 
 def teacher(prepared: Prepared | None = None, seed: int = 0) -> Bert:
-    """Return the tier's fine-tuned teacher from the cache; the first time, make it (about five minutes on two cores)."""
+    """Return the tier's fine-tuned teacher from the cache; the first time, make it (minutes on two cores)."""
+    return Bert.from_pretrained(_teacher_folder(prepared or prepare(), seed)).to(device())
+
+
+def teacher_history(prepared: Prepared | None = None, seed: int = 0) -> History:
+    """Return what the run that made the cached teacher did; without a cached teacher, make it first."""
+    stored = _teacher_folder(prepared or prepare(), seed) / "history.json"
+    return History(**json.loads(stored.read_text(encoding="utf-8")))
+
+
+def _teacher_folder(prepared: Prepared, seed: int) -> Path:
     sizes = tier()
-    prepared = prepared or prepare()
     recipe = {
         "base": sizes.base, "data": prepared.fingerprint, "epochs": sizes.teacher_epochs, "lr": sizes.teacher_lr,
         "batch_size": sizes.batch_size, "max_length": sizes.max_length, "seed": seed,
@@ -121,12 +131,13 @@ def teacher(prepared: Prepared | None = None, seed: int = 0) -> Bert:
 
     def make(folder: Path) -> None:
         print("no fine-tuned teacher in the cache yet: making it once, about 5 minutes on two cores")
-        model, _ = fine_tune(
+        model, history = fine_tune(
             prepared, sizes.base, epochs=sizes.teacher_epochs, lr=sizes.teacher_lr, batch_size=sizes.batch_size, seed=seed
         )
         model.save_pretrained(folder)
+        (folder / "history.json").write_text(json.dumps(asdict(history)), encoding="utf-8")
 
-    return Bert.from_pretrained(models.product("teacher", recipe, make)).to(device())
+    return models.product("teacher", recipe, make)
 
 
 def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:

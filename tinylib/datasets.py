@@ -6,17 +6,15 @@ stay together). Files are read into memory: no progress bars, no cache folder, n
 """
 
 import contextlib
-import csv
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import datasets as hf
@@ -25,52 +23,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict  # by name: beartype looks DatasetDict's own "Dataset" up here
 
 from tinylib.errors import UserError
+from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, from_columns, read
+from tinylib.files import normalise as normalise  # offered here too: it decides what counts as a duplicate
 from tinylib.models import hub_answers
 
+# The content of the shipped sets (``fingerprint``), as data/README.md records it.
+FINGERPRINTS = {"movie_reviews": "038eee772e05d8534d82417243fb557ebc998d9f6bdc7afd2fddb63474eb6fed"}
 # The splits, and what their files may be called.
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
-# GLUE names its sentences differently in each task. Its regression task (stsb) has no classes and is refused.
-GLUE_COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "qnli": ("question", "sentence"),
-    "mnli": ("premise", "hypothesis"),
-}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Hold the rows of one file as they were read, with what an error message needs to point at one of them.
-
-    `numbers` counts as an editor does (lines, from 1) or as a table does (rows, from 1), as `unit` says.
-    `names` are the class names where the file carries them (Parquet written by Hugging Face `datasets`).
-    """
-
-    source: str
-    numbers: list
-    texts: list
-    pairs: list | None
-    labels: list
-    unit: str = "line"
-    names: tuple | None = None
-
-    def at(self, index: int) -> str:
-        return f"{self.source}, {self.unit} {self.numbers[index]}"
-
-    def take(self, indices: list) -> "Rows":
-        pick = lambda column: [column[i] for i in indices]  # noqa: E731
-        pairs = None if self.pairs is None else pick(self.pairs)
-        return replace(
-            self, numbers=pick(self.numbers), texts=pick(self.texts), pairs=pairs, labels=pick(self.labels)
-        )
-
-    def keys(self) -> list[str]:
-        pairs = self.pairs or [""] * len(self.texts)
-        return [f"{normalise(text)}\t{normalise(pair)}" for text, pair in zip(self.texts, pairs, strict=True)]
 
 
 def data_folder() -> Path:
@@ -97,7 +57,7 @@ def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
     if path.is_dir():
         return _load_folder(path, seed)
     if path.is_file():
-        return assemble(split(_checked(read(path)), seed))
+        return assemble(split(checked(read(path)), seed))
     if re.fullmatch(r"glue/\w+", name):
         return _load_glue(name.removeprefix("glue/"), seed)
     near = difflib.get_close_matches(name, shipped, n=1)
@@ -152,11 +112,6 @@ def _columns(rows: Dataset) -> list[str]:
     return [column for column in ("text", "text_pair", "label") if column in rows.column_names]
 
 
-def normalise(text: str) -> str:
-    """Fold case and whitespace: two texts that agree after it count as the same sentence."""
-    return " ".join(text.casefold().split())
-
-
 def split(rows: Rows, seed: int) -> dict[str, Rows]:
     """Drop duplicates (the first stays) and cut each class into 80 % train, 10 % validation and 10 % test.
 
@@ -186,165 +141,6 @@ def split(rows: Rows, seed: int) -> dict[str, Rows]:
 
 def _shuffled(keys: dict | list, seed: int) -> list[str]:
     return sorted(keys, key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
-
-
-def read(path: Path) -> Rows:
-    """Read one CSV, TSV, JSONL or Parquet file, with the row numbers that an error message will need."""
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path} is of an unknown format: give a .csv, .tsv, .jsonl or .parquet file")
-    try:
-        return reader(path)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"{path} cannot be read ({why}): check the file and its permissions") from error
-
-
-def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line} is not UTF-8 text: save the file in UTF-8") from None
-
-
-def _read_csv(path: Path) -> Rows:
-    text = _decoded(path)
-    if path.suffix.lower() == ".csv":
-        records = _csv_records(path, text, ",", csv.QUOTE_MINIMAL)
-    else:
-        records = _tsv_records(path, text)
-    if not records:
-        raise UserError(f"{path} is empty: its first line must name the columns text and label")
-    header = [field.strip() for field in records[0][1]]
-    columns = {name: [fields[i] for _, fields in records[1:]] for i, name in enumerate(header)}
-    return _rows(str(path), [line for line, _ in records[1:]], columns)
-
-
-def _tsv_records(path: Path, text: str) -> list[tuple[int, list]]:
-    # Some TSV files (GLUE's) hold lone quotation marks as text. Reading these as quotes breaks the table or
-    # swallows whole rows into one field; then the file is read without quotes, if that makes a table.
-    problem = quoted = None
-    try:
-        quoted = _csv_records(path, text, "\t", csv.QUOTE_MINIMAL)
-        if not any("\n" in field and "\t" in field for _, fields in quoted for field in fields):
-            return quoted
-    except UserError as error:
-        problem = error
-    try:
-        return _csv_records(path, text, "\t", csv.QUOTE_NONE)
-    except UserError:
-        if problem is not None:
-            raise problem from None
-        return quoted
-
-
-def _csv_records(path: Path, text: str, delimiter: str, quoting: int) -> list[tuple[int, list]]:
-    """Parse into (line where the record starts, fields), every record as wide as the first."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    records, line = [], 1
-    while True:
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {line} is no table row ({error}): check its quotes") from None
-        if fields is None:
-            return records
-        if any(field.strip() for field in fields):
-            if records and len(fields) != len(records[0][1]):
-                wide = f"{len(fields)} fields where the first line has {len(records[0][1])}"
-                raise UserError(
-                    f"{path}, line {line} has {wide}: put a text that contains the separator or a line break "
-                    "between double quotes"
-                )
-            records.append((line, fields))
-        line = reader.line_num + 1  # a quoted field may span lines: the next record starts after its last one
-
-
-def _read_jsonl(path: Path) -> Rows:
-    numbers, records = [], []
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}): write one object a line") from None
-        if not isinstance(record, dict):
-            raise UserError(f'{path}, line {number} is not an object: write {{"text": "…", "label": "…"}}')
-        numbers.append(number)
-        records.append(record)
-    names = dict.fromkeys(name for record in records for name in record)
-    return _rows(str(path), numbers, {name: [record.get(name) for record in records] for name in names})
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        table = pq.ParquetFile(path).read()
-        features = hf.Features.from_arrow_schema(table.schema)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}): write it again") from None
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return _rows(str(path), list(range(1, table.num_rows + 1)), columns, "row", features.get("label"))
-
-
-_READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _rows(source: str, numbers: list, columns: dict, unit: str = "line", feature: object = None) -> Rows:
-    """Find text, text_pair and label among the columns; GLUE's names of them are known."""
-    found = list(columns)
-    for names in sorted(
-        GLUE_COLUMNS.values(), key=len, reverse=True
-    ):  # pairs first: qnli has a "sentence" too
-        if "text" not in columns and all(name in columns for name in names):
-            renamed = zip(("text", "text_pair"), names, strict=False)
-            columns = {**columns, **{new: columns[old] for new, old in renamed}}
-    missing = [name for name in ("text", "label") if name not in columns]
-    if missing:
-        shown = ", ".join(repr(name) for name in found[:8]) or "none"
-        unsplit = len(found) == 1 and re.search("[;\t|]", found[0])
-        hint = "separate the columns by commas" if unsplit else "rename or add it"
-        raise UserError(f"{source} has no column {' and no column '.join(missing)}, only {shown}: {hint}")
-    names = tuple(feature.names) if isinstance(feature, hf.ClassLabel) else None
-    return Rows(source, numbers, columns["text"], columns.get("text_pair"), columns["label"], unit, names)
-
-
-def _checked(rows: Rows) -> Rows:
-    """Refuse empty or non-text cells and missing or fractional labels; return the rows with plain labels."""
-    if not rows.numbers:
-        raise UserError(f"{rows.source} has no rows: add at least a few for each label")
-    for name, column in (("text", rows.texts), ("text_pair", rows.pairs or [])):
-        for i, value in enumerate(column):
-            if value is None or value == "" or isinstance(value, str) and not value.strip():
-                raise UserError(f"{rows.at(i)}: {name} is empty: fill it in or delete the row")
-            if not isinstance(value, str):
-                raise UserError(f"{rows.at(i)}: {name} is {value!r}, not a text: put it in quotation marks")
-            if not value.isascii() and re.search("[\ud800-\udfff]", value):
-                raise UserError(f"{rows.at(i)}: {name} holds half a character (\\ud800…): delete it")
-    labels = [_plain_label(label, rows.at(i)) for i, label in enumerate(rows.labels)]
-    mixed = any(isinstance(label, str) for label in labels)
-    return replace(rows, labels=[str(label) for label in labels] if mixed else labels)
-
-
-def _plain_label(label: object, where: str) -> str | int:
-    """Return a label as whole number or name; the texts "1" and "1.0" of a CSV file are the number 1."""
-    if isinstance(label, str):
-        label = label.strip()
-    if label is None or str(label).lower() in ("", "nan", "<na>"):
-        raise UserError(f"{where}: label is missing: fill it in or delete the row")
-    if isinstance(label, int):
-        return int(label)
-    number = re.fullmatch(r"([+-]?\d{1,18})(\.\d+)?", str(label))
-    if number and not (number[2] or ".").strip(".0"):
-        return int(number[1])
-    if number or isinstance(label, float):
-        raise UserError(f"{where}: label {label} is a fraction, no class: use whole numbers or names")
-    if not isinstance(label, str) or re.search("[\ud800-\udfff]", label):
-        raise UserError(f"{where}: label is {label!r}: use a whole number or a name")
-    return label
 
 
 def assemble(parts: dict[str, Rows]) -> DatasetDict:
@@ -382,7 +178,7 @@ def assemble(parts: dict[str, Rows]) -> DatasetDict:
 def _load_folder(folder: Path, seed: int) -> DatasetDict:
     parts = {}
     for name, stems in SPLITS.items():
-        readable = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _READERS)
+        readable = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS)
         files = [path for path in readable if path.stem.lower() in stems]
         if len(files) != 1:
             what = f"{len(files)} files ({', '.join(path.name for path in files)})" if files else "no file"
@@ -390,7 +186,7 @@ def _load_folder(folder: Path, seed: int) -> DatasetDict:
                 f"{folder} has {what} for {name}: give one .csv, .tsv, .jsonl or .parquet file for each of "
                 "train, validation and test, or give a single file to have it split"
             )
-        parts[name] = _checked(read(files[0]))
+        parts[name] = checked(read(files[0]))
     parts = _without_hidden_labels(parts, seed)
     seen = set(parts["train"].keys())
     shared = sum(key in seen for key in parts["test"].keys())
@@ -432,7 +228,7 @@ def _load_glue(task: str, seed: int) -> DatasetDict:
         columns = {column: rows[column][:] for column in rows.column_names}
         numbers = list(range(1, len(rows) + 1))
         source = f"glue/{task} {name}"
-        parts[name] = _checked(_rows(source, numbers, columns, "row", rows.features["label"]))
+        parts[name] = checked(from_columns(source, numbers, columns, "row", rows.features["label"]))
     return assemble(_without_hidden_labels(parts, seed))
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.errors import UserError
-from tinylib.student import new_student, svd_basis
+from tinylib.student import new_student, start_basis
 from tinylib.text import Encoded
 from tinylib.train import Batch, Examples, History, fit, loader, predict
 
@@ -43,15 +43,14 @@ def hidden_loss(
 
     ``mask`` (B, T): True or 1 = real token; None: all are.
     """
-    _same_shape("hidden_loss", student_hidden, teacher_hidden, "project the student's states first (Projections)")
-    return _masked_mean((student_hidden - teacher_hidden.detach()).square().mean(-1), mask)
+    return _state_loss("hidden_loss", student_hidden, teacher_hidden, mask)
 
 
 def embedding_loss(
     student_embedding: Float[Tensor, "B T C"], teacher_embedding: Float[Tensor, "B T C"], mask: Tensor | None = None
 ) -> Float[Tensor, ""]:
     """Return the mean squared difference of the embedding outputs over real tokens and width (eq. 9)."""
-    return hidden_loss(student_embedding, teacher_embedding, mask)
+    return _state_loss("embedding_loss", student_embedding, teacher_embedding, mask)
 
 
 def attention_loss(
@@ -62,19 +61,32 @@ def attention_loss(
     ``mask`` (B, T): True or 1 = real token; None: all are.
     """
     _same_shape("attention_loss", student_scores, teacher_scores, "give the student as many heads as the teacher")
-    per_pair = (student_scores - teacher_scores.detach()).square().mean(1)
+    difference = (student_scores - teacher_scores.detach()).movedim(1, -1)
+    _check_mask("attention_loss", mask, difference)
     pairs = None if mask is None else mask.bool()[:, :, None] & mask.bool()[:, None, :]
-    return _masked_mean(per_pair, pairs)
+    return _masked_mean_square(difference, pairs)
 
 
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    _same_shape(name, student, teacher, "project the student's states first (Projections)")
+    difference = student - teacher.detach()
+    _check_mask(name, mask, difference)
+    return _masked_mean_square(difference, None if mask is None else mask.bool())
+
+
+def _masked_mean_square(difference: Tensor, mask: Tensor | None) -> Tensor:
+    """Average the squares over the places that the mask keeps and over the last axis, which the mask does not have."""
     if mask is None:
-        return values.mean()
-    if mask.shape != values.shape:
-        raise UserError(f"mask has shape {tuple(mask.shape)}, but the tokens have {tuple(values.shape)}; it is (B, T)")
-    mask = mask.bool()
-    # masked_fill, not multiplication: what stands in the padding may be NaN or inf
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+        return difference.square().mean()
+    # Filled before squaring, not multiplied after: the padding may hold NaN or inf, whose gradient would be NaN too.
+    kept = difference.masked_fill(~mask[..., None], 0.0)
+    return kept.square().sum() / (mask.sum().clamp(min=1) * difference.shape[-1])
+
+
+def _check_mask(name: str, mask: Tensor | None, difference: Tensor) -> None:
+    B, T = difference.shape[:2]
+    if mask is not None and mask.shape != (B, T):
+        raise UserError(f"{name}: mask has shape {tuple(mask.shape)}, not (B, T) = {(B, T)}; pass one entry a token")
 
 
 def _same_shape(name: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
@@ -93,6 +105,8 @@ class LayerMap(tuple):
 
     def __call__(self, m: int) -> int:
         """Return g(m) for 0 ≤ m ≤ M; the embeddings (0) learn from the embeddings."""
+        if not 0 <= m <= len(self):
+            raise UserError(f"m={m} is no layer of this student; its layers are 0 (the embeddings) to {len(self)}")
         return 0 if m == 0 else self[m - 1]
 
     @classmethod
@@ -125,11 +139,16 @@ class Projections(nn.Module):
     They serve the training only and are thrown away after it.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, layers: int, basis: Tensor | None = None):
+    def __init__(
+        self, student_width: int, teacher_width: int, layers: int, basis: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.maps = nn.ModuleList(nn.Linear(student_width, teacher_width, bias=False) for _ in range(layers + 1))
-        if basis is not None:  # a student that starts in the basis V reaches the teacher's space by Vᵀ
-            for linear in self.maps:
+        for linear in self.maps:
+            if basis is None:
+                linear.weight.data.normal_(0.0, student_width**-0.5, generator=generator)  # keeps the size of its input
+            else:  # a student that starts in the basis V reaches the teacher's space by Vᵀ
                 linear.weight.data.copy_(basis)
 
     def forward(self, m: int, hidden: Float[Tensor, "B T Cs"]) -> Float[Tensor, "B T Ct"]:
@@ -263,8 +282,9 @@ def distill_intermediate(
     their_scores = sorted({layer_map(m) for m in own_scores})
     basis = None
     if settings.start != "random":
-        basis = svd_basis(teacher.embeddings.word.weight.detach(), student.config.hidden_size)
-    projections = Projections(student.config.hidden_size, teacher.config.hidden_size, len(layer_map), basis)
+        basis = start_basis(teacher, student.config.hidden_size)
+    random = torch.Generator().manual_seed(settings.seed + 1)  # the student itself drew from settings.seed
+    projections = Projections(student.config.hidden_size, teacher.config.hidden_size, len(layer_map), basis, random)
     cached = None
     if TeacherOutputs.bytes_needed(teacher, examples, their_hidden, their_scores) <= settings.cache_gb * 1e9:
         cached = TeacherOutputs(teacher, examples, their_hidden, their_scores)

@@ -250,7 +250,7 @@ def _sentences_for_disk_errors(target: Path) -> Iterator[None]:
         yield
     except Exception as error:
         why = getattr(error, "strerror", None) or error
-        if _is_full_disk(error):
+        if is_full_disk(error):
             remedy = "free some space, or set TINYLIB_HOME to a folder on another disk"
             raise UserError(f"the disk of the cache {folder} is full ({why}): {remedy}") from error
         # The path tells the cache's own trouble from that of a file that `make` asked for.
@@ -262,7 +262,7 @@ def _sentences_for_disk_errors(target: Path) -> Iterator[None]:
         raise
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
     # safetensors and others report the operating system's error as text only
     by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return by_number or "No space left on device" in str(error)
@@ -276,7 +276,7 @@ def _download(name: str, weights: Weights, folder: Path) -> None:
             _from_hub(weights, folder)
             _verify(weights, folder, "the hub")
         except Exception as error:  # the hub's client raises many kinds
-            if _is_full_disk(error):  # the package would meet it too
+            if is_full_disk(error):  # the package would meet it too
                 raise
             _say(f"{name}: the hub did not deliver ({error}); trying the package")
             shutil.rmtree(folder)

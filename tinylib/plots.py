@@ -71,3 +71,50 @@ def seed_bars(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = T
         ax.annotate(f"{shown.mean():.1f}", (i, shown.max()), xytext=(0, 6), textcoords="offset points", ha="center")
     ax.set_xticks(range(len(groups)), list(groups))
     return ax
+
+
+def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: str = "size (MB, logarithmic)") -> Axes:
+    """Draw models as points, accuracy in percent over size; each row has name, accuracy, interval (low, high) and ``x``."""
+    for i, row in enumerate(rows):
+        low, high = row["interval"]
+        error = [[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]]
+        ax.errorbar(
+            row[x], 100 * row["accuracy"], yerr=error, color=COLOURS[i % 8], marker=MARKERS[i % 6], markersize=9, capsize=4, linestyle=""
+        )  # fmt: skip
+        ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), xytext=(10, 0), textcoords="offset points", va="center")
+    ax.set_xscale("log")
+    ax.margins(x=0.25, y=0.15)
+    ax.set(xlabel=label, ylabel="test accuracy (%)")
+    return ax
+
+
+def interval_bars(groups: Mapping[str, tuple[float, float, float]], ax: Axes) -> Axes:
+    """Draw (value, low, high) of each group as a horizontal bar in per cent with its interval and figures."""
+    for i, (name, ends) in enumerate(groups.items()):
+        value, low, high = (100 * end for end in ends)
+        ax.barh(i, value, color=COLOURS[i % 8], alpha=0.75, hatch=("", "//", "..", "xx")[i % 4], edgecolor="white")
+        error = [[value - low], [high - value]]
+        ax.errorbar(value, i, xerr=error, color="black", capsize=5, linewidth=1.5)
+        ax.annotate(f"{value:.1f}", (high, i), xytext=(8, 0), textcoords="offset points", va="center")
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.invert_yaxis()  # the first group on top
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def reliability(confidence, right, ax: Axes, bins: int = 5, label: str | None = None, index: int = 0) -> Axes:
+    """Draw how often predictions of like confidence are right; on the diagonal, confidence can be believed.
+
+    ``confidence`` and ``right`` (0 or 1) are one number a text; each point holds the same number of texts.
+    """
+    confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
+    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    if not index:
+        low = np.floor(10 * confidence.min()) / 10
+        ax.plot([low, 1], [low, 1], color="grey", linewidth=1)
+        ax.set(xlabel="confidence: the largest probability", ylabel="share that is right")
+    ax.plot(
+        [confidence[rows].mean() for rows in parts], [right[rows].mean() for rows in parts],
+        color=COLOURS[index], linestyle=LINES[index], marker=MARKERS[index], linewidth=2, label=label,
+    )  # fmt: skip
+    return ax

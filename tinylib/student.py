@@ -24,6 +24,12 @@ def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
     return vectors.flip(1)[:, :width].to(table.dtype)
 
 
+def start_basis(teacher: Bert, width: int) -> Float[Tensor, "C Cs"]:
+    """Return the basis that a student of this width starts in: the identity if it is as wide as the teacher."""
+    table = teacher.embeddings.word.weight.detach()
+    return torch.eye(width, device=table.device) if width == table.shape[1] else svd_basis(table, width)
+
+
 def explained(table: Float[Tensor, "V C"], basis: Float[Tensor, "C Cs"]) -> float:
     """Return the share of the table's squared norm that the basis keeps."""
     return float((table @ basis).square().sum() / table.square().sum())
@@ -50,7 +56,7 @@ def new_student(
     student = Bert(config, generator)
     student.tokenizer_folder = teacher.tokenizer_folder
     if start != "random":
-        basis = svd_basis(teacher.embeddings.word.weight, config.hidden_size)
+        basis = start_basis(teacher, config.hidden_size)
         for name in ("word", "position", "segment"):
             getattr(student.embeddings, name).weight.copy_(getattr(teacher.embeddings, name).weight @ basis)
         _cut_norm(student.embeddings.norm, teacher.embeddings.norm, basis)

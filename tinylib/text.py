@@ -13,19 +13,27 @@ from torch.utils.data import Sampler
 from tinylib import models
 from tinylib.errors import UserError
 
-POOL = 64  # batches' worth of sentences that are sorted together: enough for little padding, few enough to stay shuffled
+POOL = 64  # batches' worth of texts sorted together: enough for little padding, few enough to stay shuffled
 
 
 def load_tokenizer(source: str | Path):
-    """Return the fast Hugging Face tokenizer of a folder, a shipped name or a hub name."""
+    """Return the fast Hugging Face tokenizer of a folder, a shipped name or a hub name.
+
+    Raises UserError if there is none or if its files are damaged.
+    """
     from transformers import AutoTokenizer
 
     folder = models.resolve(source)
+    # Without these files transformers would make a tokenizer of five tokens, which finds [UNK] everywhere.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserError(f"{folder} has no tokenizer; copy the model's tokenizer.json into it")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} holds no tokenizer that transformers can load ({first}); add its tokenizer.json") from None
+    except Exception as error:  # ValueError, OSError, TypeError, and the plain Exception of the Rust library
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{folder} holds a damaged tokenizer ({first}); copy its tokenizer.json again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,23 @@ class Encoded:
         return Encoded(tuple(self.ids[r] for r in rows), tuple(self.segments[r] for r in rows), self.pad_id)
 
 
-def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = None, max_length: int = 64) -> Encoded:
-    """Tokenize texts (or pairs) and cut them at ``max_length`` tokens; the paper uses 64, and 128 for pairs."""
+def encode(
+    tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = None, max_length: int = 64
+) -> Encoded:
+    """Tokenize texts (or pairs) and cut them at ``max_length`` tokens, [CLS] and [SEP] counted.
+
+    The paper uses 64, and 128 for pairs; of a pair the longer text is cut first. Raises UserError if there
+    are not as many pairs as texts, or if ``max_length`` leaves no room for a token of each.
+    """
+    shortest = 3 if text_pairs is None else 5
+    if max_length < shortest:
+        raise UserError(f"max_length={max_length} leaves no room for the text; give at least {shortest}")
+    if text_pairs is not None and len(text_pairs) != len(texts):
+        raise UserError(f"{len(texts)} texts and {len(text_pairs)} text_pairs: give one of each a row")
+    if not len(texts):
+        return Encoded((), (), pad_id=tokenizer.pad_token_id or 0)
     pairs = None if text_pairs is None else list(text_pairs)
-    rows = tokenizer(
-        list(texts), pairs, truncation=True, max_length=max_length, return_token_type_ids=True, return_overflowing_tokens=False
-    )
+    rows = tokenizer(list(texts), pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
     ids = tuple(torch.tensor(r, dtype=torch.long) for r in rows["input_ids"])
     segments = tuple(torch.tensor(r, dtype=torch.long) for r in rows["token_type_ids"])
     cut = sum(len(r) == max_length for r in ids)  # a text of exactly that many tokens is counted too
@@ -76,8 +95,9 @@ def pad(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
 class LengthBuckets(Sampler):
     """Yield batches (lists of rows) of texts of like length, reproducibly shuffled.
 
-    Each epoch shuffles all rows, cuts them into pools of ``POOL`` batches, sorts each pool by length, cuts it into batches
-    and shuffles the batches. Seed and epoch decide the order, so that a resumed run sees the same one (``set_epoch``).
+    Each epoch shuffles all rows, cuts them into pools of ``POOL`` batches, sorts each pool by length, cuts it
+    into batches and shuffles the batches. Seed and epoch decide the order, so that a run that
+    is resumed sees the same one (``set_epoch``).
     """
 
     def __init__(self, lengths: Int[Tensor, " N"], batch_size: int, seed: int = 0, shuffle: bool = True):
@@ -87,7 +107,7 @@ class LengthBuckets(Sampler):
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch whose order the next iteration yields, and how many of its batches are already done."""
+        """Choose the epoch whose order is yielded next, and how many of its batches are already done."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:

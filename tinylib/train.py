@@ -4,8 +4,9 @@ how many processes there are. The loop knows nothing of distillation: it minimis
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ class Examples(Dataset):
 def loader(examples: Examples, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> DataLoader:
     """Return batches of like length (``text.LengthBuckets``), padded to their own longest text."""
     buckets = LengthBuckets(examples.encoded.lengths, batch_size, seed=seed, shuffle=shuffle)
-    return DataLoader(examples, batch_sampler=buckets, collate_fn=examples.collate)
+    own = torch.Generator()  # a DataLoader draws a seed for workers; from the global state that would shift the dropout
+    return DataLoader(examples, batch_sampler=buckets, collate_fn=examples.collate, generator=own)
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
@@ -102,26 +104,36 @@ def fit(
 
     ``warmup`` is a share of all steps, ``clip`` the largest norm of the gradient. ``seed`` decides the dropout (the order
     of the data is the loader's), and the caller's random state is left as it was. With ``checkpoint`` (a file name) the
-    run saves itself every ``checkpoint_every`` steps and, called again, goes on from there to the same weights.
-    Raises UserError when a loss is not finite, with the step and the usual cause.
+    run saves itself every ``checkpoint_every`` steps and after each epoch and, called again, goes on from there to the
+    same weights. Raises UserError when a loss is not finite, with the step and the usual cause.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     buckets = batches.batch_sampler
     optimizer = adamw(model, lr, weight_decay)
-    schedule = linear_schedule(optimizer, epochs * len(batches), warmup)
+    schedule = linear_schedule(optimizer, epochs * len(buckets), warmup)
     history, started = History(), time.perf_counter()
     device_ids = [accelerator.device] if accelerator.device.type == "cuda" else []
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     state = Checkpoint(checkpoint, accelerator.unwrap_model(model), optimizer, schedule, history)
+    total = epochs * len(buckets)
+
+    def save(step: int) -> None:
+        history.seconds = before + time.perf_counter() - started
+        state.save(step, finished=step == total)  # a finished run needs AdamW's moments no more
+
     with torch.random.fork_rng(devices=device_ids):
         torch.manual_seed(seed)
         step = state.load() if checkpoint and checkpoint.exists() else 0
-        bar = tqdm(total=epochs * len(buckets), initial=step, desc=label, unit="step", leave=False)
+        before = history.seconds
+        bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False)
         for epoch in range(step // len(buckets), epochs):
             model.train()
-            buckets.set_epoch(epoch, start=step % len(buckets))
+            # Accelerate sets the sampler's epoch from a count of its own, which begins at 0 in a resumed run too
+            buckets.set_epoch(epoch)
+            batches.set_epoch(epoch)
+            batches.skip_batches = step % len(buckets)
             for batch in batches:
                 losses = loss_fn(model, batch)
                 loss = sum(losses.values())
@@ -141,14 +153,16 @@ def fit(
                     after_step(accelerator.unwrap_model(model), step)
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
-                if checkpoint and step % checkpoint_every == 0:
-                    state.save(step)
+                if checkpoint and step % checkpoint_every == 0 and step % len(buckets):
+                    save(step)
             if after_epoch:
                 model.eval()
                 history.measured.append(after_epoch(accelerator.unwrap_model(model), epoch))
+            if checkpoint:  # after measuring, so that a run resumed here lacks no epoch's figures
+                save(step)
         bar.close()
     model.eval()
-    history.seconds += time.perf_counter() - started
+    history.seconds = before + time.perf_counter() - started
     return history
 
 
@@ -170,13 +184,14 @@ class Checkpoint:
     schedule: torch.optim.lr_scheduler.LRScheduler
     history: History
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, finished: bool = False) -> None:
         """Write the state aside, then put it in the old one's place: a kill leaves one or the other, whole."""
         tensors = {f"model.{n}": t.detach().clone() for n, t in self.model.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
+        moments_of = {} if finished else self.optimizer.state_dict()["state"]
+        for index, moments in moments_of.items():
             tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
         tensors["random"] = torch.get_rng_state()
-        said = {"step": step, "losses": self.history.losses, "measured": self.history.measured}
+        said = {"step": step} | asdict(self.history)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -204,10 +219,13 @@ class Checkpoint:
                 _, index, key = name.split(".")
                 stored["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(stored)
-        for _ in range(said["step"]):
-            self.schedule.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which were taken before
+            for _ in range(said["step"]):
+                self.schedule.step()
         torch.set_rng_state(tensors["random"])
-        self.history.losses, self.history.measured = said["losses"], said["measured"]
+        for name in ("losses", "measured", "seconds"):
+            setattr(self.history, name, said[name])
         return said["step"]
 
 

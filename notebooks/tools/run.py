@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from lessons import STRICT, WIDGET_VIEW, code_cells, faults, lessons, read, tags  # noqa: E402
@@ -36,11 +36,11 @@ def execute(path: Path, notebook: nbformat.NotebookNode) -> list[str]:
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
         coalesce_streams=True,
-        store_widget_state=False,
+        store_widget_state=True,  # without it, output inside a widget (interact) is an error of nbclient
     )
     try:
         client.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return [f"{path.name}: {error}"]
     return []
 

@@ -9,7 +9,7 @@ import importlib
 
 from tinylib.checks.core import CHECKS, Report, run_check
 
-PARTS = ("attention", "transformer", "teacher", "distill", "prune", "losses")  # one module a lesson or two
+PARTS = ("start", "attention", "transformer", "teacher", "distill", "prune", "losses")
 
 for part in PARTS:
     importlib.import_module(f"tinylib.checks.{part}")

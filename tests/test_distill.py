@@ -1,0 +1,497 @@
+"""TinyBERT's losses against loops, closed forms and PyTorch's own; layer maps, the SVD start, a whole run."""
+
+import functools
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinylib import distill
+from tinylib.bert import Bert, BertConfig
+from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss, soft_target_loss
+from tinylib.errors import UserError
+from tinylib.student import STARTS, explained, new_student, svd_basis
+from tinylib.text import Encoded
+from tinylib.train import Examples, loader
+
+STATE_LOSSES = [hidden_loss, embedding_loss]
+LOSSES = [*STATE_LOSSES, attention_loss]
+each_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+SIZES = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))  # B, T, and width or heads
+TEACHER = BertConfig(
+    vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+    max_position_embeddings=16, head="classification", labels=("no", "yes"),
+)  # fmt: skip
+STUDENT = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs(loss, B=3, T=5, C=4, seed=0, **options):
+    """Return random states or scores of a student and a teacher, and how many tokens of each row are real."""
+    g = generator(seed)
+    shape = (B, C, T, T) if loss is attention_loss else (B, T, C)
+    student, teacher = (torch.randn(shape, generator=g, **options) for _ in range(2))
+    return student, teacher, torch.randint(1, T + 1, (B,), generator=g)
+
+
+def real(lengths, T):
+    return torch.arange(T)[None] < lengths[:, None]
+
+
+def fill_padding(loss, x, lengths, value):
+    """Return a copy with ``value`` wherever a padding token has a part."""
+    x = x.clone()
+    for b, n in enumerate(lengths.tolist()):
+        if loss is attention_loss:
+            x[b, :, n:], x[b, :, :, n:] = value, value
+        else:
+            x[b, n:] = value
+    return x
+
+
+def by_loops(loss, student, teacher, lengths):
+    """Average the squared differences over what is real, one number at a time."""
+    squares = []
+    for b, n in enumerate(lengths.tolist()):
+        s, t = student[b].tolist(), teacher[b].tolist()
+        if loss is attention_loss:
+            squares += [
+                (s[h][i][j] - t[h][i][j]) ** 2 for h in range(len(s)) for i in range(n) for j in range(n)
+            ]
+        else:
+            squares += [(s[i][c] - t[i][c]) ** 2 for i in range(n) for c in range(len(s[i]))]
+    return sum(squares) / len(squares)
+
+
+# -- the losses --------------------------------------------------------------
+
+
+@each_loss
+@given(sizes=SIZES, seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_loss_is_zero_at_equality_and_positive_elsewhere(loss, sizes, seed):
+    student, teacher, lengths = inputs(loss, *sizes, seed=seed)
+    mask = real(lengths, sizes[1])
+    assert loss(teacher, teacher, mask).item() == loss(teacher, teacher).item() == 0.0
+    assert loss(student, teacher, mask).item() > 0
+    assert loss(student, teacher, mask).item() == pytest.approx(loss(teacher, student, mask).item())
+    assert loss(2 * student, 2 * teacher, mask).item() == pytest.approx(
+        4 * loss(student, teacher, mask).item()
+    )
+
+
+@each_loss
+@given(sizes=SIZES, seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_a_loss_is_the_mean_that_loops_give(loss, sizes, seed):
+    student, teacher, lengths = inputs(loss, *sizes, seed=seed, dtype=torch.float64)
+    wanted = by_loops(loss, student, teacher, lengths)
+    assert loss(student, teacher, real(lengths, sizes[1])).item() == pytest.approx(wanted, rel=1e-12)
+
+
+@each_loss
+def test_without_a_mask_a_loss_is_pytorchs(loss):
+    student, teacher, _ = inputs(loss)
+    torch.testing.assert_close(loss(student, teacher), F.mse_loss(student, teacher))
+    torch.testing.assert_close(loss(student, teacher, torch.ones(3, 5)), F.mse_loss(student, teacher))
+
+
+@each_loss
+@pytest.mark.parametrize("junk", [0.0, 7.0, -1e30, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
+def test_what_stands_in_the_padding_changes_neither_loss_nor_gradient(loss, junk, dtype):
+    student, teacher, lengths = inputs(loss)
+    mask = real(lengths, 5).to(dtype)
+    student.requires_grad_()
+    wanted = loss(student, teacher, mask)
+    (wanted_gradient,) = torch.autograd.grad(wanted, student)
+    dirty = fill_padding(loss, student.detach(), lengths, junk).requires_grad_()
+    got = loss(dirty, fill_padding(loss, teacher, lengths, -junk), mask)
+    (gradient,) = torch.autograd.grad(got, dirty)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(gradient, wanted_gradient)
+    assert torch.equal(fill_padding(loss, gradient, lengths, 0.0), gradient), "a gradient reaches the padding"
+
+
+@each_loss
+@given(more=st.integers(1, 7))
+@settings(max_examples=10, deadline=None)
+def test_more_padding_changes_nothing(loss, more):
+    student, teacher, lengths = inputs(loss)
+    widths = (0, more, 0, more) if loss is attention_loss else (0, 0, 0, more)
+    wide = [F.pad(x, widths, value=3.0) for x in (student, teacher)]
+    torch.testing.assert_close(loss(*wide, real(lengths, 5 + more)), loss(student, teacher, real(lengths, 5)))
+
+
+@each_loss
+def test_the_gradient_is_the_closed_form_and_passes_finite_differences(loss):
+    student, teacher, lengths = inputs(loss, dtype=torch.float64)
+    mask = real(lengths, 5)
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, teacher, mask), student)
+    count = fill_padding(loss, torch.ones_like(teacher), lengths, 0.0)
+    torch.testing.assert_close(gradient, 2 * count * (student - teacher).detach() / count.sum())
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, mask), student)
+
+
+@each_loss
+def test_the_teacher_gets_no_gradient(loss):
+    student, teacher, lengths = inputs(loss)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    loss(student, teacher, real(lengths, 5)).backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+@each_loss
+def test_a_batch_of_padding_alone_gives_zero(loss):
+    student, teacher, _ = inputs(loss)
+    assert loss(student, teacher, torch.zeros(3, 5, dtype=torch.bool)).item() == 0.0
+
+
+@each_loss
+def test_wrong_shapes_are_refused_with_a_sentence(loss):
+    student, teacher, _ = inputs(loss)
+    remedy = "as many heads" if loss is attention_loss else "project"
+    other = teacher[:, :2] if loss is attention_loss else teacher[..., :2]
+    with pytest.raises(UserError, match=f"{loss.__name__}.*{remedy}"):
+        inspect.unwrap(loss)(
+            student, other
+        )  # as users call it: the tests' own check of shapes would come first
+    with pytest.raises(UserError, match=rf"{loss.__name__}: mask has shape \(3, 4\).*\(3, 5\)"):
+        loss(student, teacher, torch.ones(3, 4, dtype=torch.bool))
+    with pytest.raises(UserError, match="mask has shape"):
+        loss(student, teacher, torch.ones(3, 5, 5, dtype=torch.bool))
+
+
+@given(temperature=st.floats(0.5, 20), seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_soft_targets_have_hintons_gradient(temperature, seed):
+    g = generator(seed)
+    student, teacher = (torch.randn(4, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+    loss = soft_target_loss(student, teacher, temperature)
+    p_s, p_t = (x.detach().div(temperature).softmax(-1) for x in (student, teacher))
+    wanted = temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(-1).mean()
+    torch.testing.assert_close(loss.detach(), wanted)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(gradient, temperature * (p_s - p_t) / 4)
+    assert abs(soft_target_loss(teacher, teacher, temperature).item()) < 1e-12
+
+
+def test_soft_targets_refuse_a_temperature_of_zero():
+    with pytest.raises(UserError, match="temperature=0.0 must be greater than 0"):
+        soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)
+
+
+# -- layer maps --------------------------------------------------------------
+
+
+def test_the_layer_maps_are_the_papers():
+    assert LayerMap.uniform(12, 4) == (3, 6, 9, 12)
+    assert LayerMap.uniform(6, 4) == (2, 3, 5, 6)
+    assert LayerMap.top(12, 4) == (9, 10, 11, 12)
+    assert LayerMap.bottom(12, 4) == (1, 2, 3, 4)
+    assert [LayerMap.uniform(12, 4)(m) for m in range(5)] == [0, 3, 6, 9, 12]
+    assert LayerMap([2, 2, 6]) == (2, 2, 6)
+
+
+@given(N=st.integers(1, 48), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_a_layer_map_rises_within_the_teacher(N, data):
+    M = data.draw(st.integers(1, N))
+    for made in (LayerMap.uniform(N, M), LayerMap.top(N, M), LayerMap.bottom(N, M)):
+        assert len(made) == M
+        assert list(made) == sorted(set(made))
+        assert 1 <= made[0] <= made[-1] <= N
+    assert LayerMap.uniform(N, M)[-1] == LayerMap.top(N, M)[-1] == N
+    assert LayerMap.uniform(N, N) == LayerMap.top(N, N) == LayerMap.bottom(N, N) == tuple(range(1, N + 1))
+    if N % M == 0:
+        assert LayerMap.uniform(N, M) == tuple(m * N // M for m in range(1, M + 1))
+
+
+@pytest.mark.parametrize("make", [LayerMap.uniform, LayerMap.top, LayerMap.bottom])
+@pytest.mark.parametrize("sizes", [(4, 6), (4, 0)])
+def test_a_student_deeper_than_its_teacher_is_refused(make, sizes):
+    with pytest.raises(UserError, match=f"student_layers={sizes[1]} must be between 1 and the teacher's 4"):
+        make(*sizes)
+
+
+def test_faulty_layer_maps_are_refused():
+    for layers in ((), (0, 2), (-1,)):
+        with pytest.raises(UserError, match="must name a teacher layer"):
+            LayerMap(layers)
+    for m in (-1, 5):
+        with pytest.raises(UserError, match=f"m={m} is no layer of this student"):
+            LayerMap.uniform(12, 4)(m)
+    teacher = Bert(TEACHER, generator())
+    for layers in ((1, 2, 3), (1, 4)):
+        with pytest.raises(UserError, match="must name 2 teacher layers between 1 and 3"):
+            distill.distill_intermediate(
+                teacher.eval(), small_student(teacher), examples(4), distill.Settings(layer_map=layers)
+            )
+
+
+# -- where a student starts --------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 5, 11, 12])
+def test_the_svd_basis_is_the_best_of_its_width(width):
+    g = generator()
+    table = torch.randn(200, 12, generator=g) * torch.linspace(3, 0.3, 12) @ torch.randn(12, 12, generator=g)
+    basis = svd_basis(table, width)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(width), atol=1e-5, rtol=0)
+    _, s, vh = torch.linalg.svd(table.double(), full_matrices=False)
+    overlap = torch.linalg.svdvals(vh[:width] @ basis.double())  # all 1: the two span the same space
+    torch.testing.assert_close(overlap, torch.ones(width, dtype=torch.float64), atol=1e-5, rtol=0)
+    best = (s[:width].square().sum() / s.square().sum()).item()
+    assert explained(table, basis) == pytest.approx(best, abs=1e-6)
+    lost = (table - table @ basis @ basis.T).square().sum().item()
+    assert lost == pytest.approx(s[width:].square().sum().item(), rel=1e-3, abs=1e-3)
+    for seed in range(5):  # Eckart and Young: no other basis keeps more
+        other = torch.linalg.qr(torch.randn(12, width, generator=generator(seed))).Q
+        assert explained(table, other) <= explained(table, basis) + 1e-6
+
+
+def test_a_basis_wider_than_the_table_is_refused():
+    with pytest.raises(UserError, match="width=13 is greater than the teacher's 12"):
+        svd_basis(torch.randn(20, 12), 13)
+
+
+def small_student(teacher, start="embeddings", seed=0, **changes):
+    return new_student(teacher, STUDENT.replace(**changes), (2, 3), start, generator(seed))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_new_student_has_its_own_sizes_and_the_teachers_head(start):
+    teacher = Bert(TEACHER, generator())
+    student = small_student(teacher, start)
+    assert student.training
+    assert student.config.labels == TEACHER.labels
+    assert (student.config.vocab_size, student.config.hidden_size) == (50, 16)
+    again = small_student(teacher, start).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
+    assert student(torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)
+
+
+def test_a_start_from_embeddings_keeps_what_the_basis_keeps_of_them():
+    teacher = Bert(TEACHER, generator())
+    table = teacher.embeddings.word.weight.detach()
+    basis = svd_basis(table, 16)
+    student = small_student(teacher)
+    torch.testing.assert_close(student.embeddings.word.weight.detach(), table @ basis)
+    back = student.embeddings.word.weight.detach() @ basis.T
+    kept = 1 - ((table - back).square().sum() / table.square().sum()).item()
+    assert kept == pytest.approx(explained(table, basis), abs=1e-5)
+
+
+def test_a_student_as_large_as_its_teacher_starts_as_the_teacher():
+    teacher = Bert(TEACHER, generator()).eval()
+    student = new_student(teacher, TEACHER, (1, 2, 3), "teacher", generator(1)).eval()
+    ids = torch.randint(1, 50, (2, 7), generator=generator())
+    ours, theirs = (m(ids, keep_hidden=range(4), keep_scores=(1, 2, 3)) for m in (student, teacher))
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-3)
+    for m in range(4):
+        torch.testing.assert_close(ours.hidden_states[m], theirs.hidden_states[m], atol=1e-4, rtol=1e-3)
+    for m in (1, 2, 3):  # what moves a row's scores as a whole is lost, and no softmax sees it
+        torch.testing.assert_close(
+            ours.scores[m].softmax(-1), theirs.scores[m].softmax(-1), atol=1e-4, rtol=1e-3
+        )
+
+
+def test_faulty_starts_are_refused():
+    teacher = Bert(TEACHER, generator())
+    with pytest.raises(UserError, match="start='warm' is not one of random, embeddings, teacher"):
+        small_student(teacher, "warm")
+    with pytest.raises(UserError, match="2 teacher layers for 3 student layers"):
+        small_student(teacher, num_hidden_layers=3)
+    with pytest.raises(UserError, match="as many heads: student 2, teacher 4"):
+        small_student(teacher, "teacher", num_attention_heads=2)
+
+
+# -- one step and the run ----------------------------------------------------
+
+
+def examples(count=24, seed=0):
+    g = generator(seed)
+    ids = tuple(
+        torch.randint(1, 50, (int(n),), generator=g) for n in torch.randint(3, 12, (count,), generator=g)
+    )
+    return Examples(Encoded(ids, tuple(torch.zeros_like(x) for x in ids)))
+
+
+@pytest.fixture
+def teacher():
+    teacher = Bert(TEACHER.replace(initializer_range=0.2), generator()).eval()
+    return teacher.requires_grad_(False)
+
+
+def both_outputs(teacher, student, batch, layer_map):
+    layers = range(1, len(layer_map) + 1)
+    told = distill.teacher_forward(teacher, batch, [layer_map(m) for m in (0, *layers)], layer_map)
+    said = student(batch["ids"], batch["mask"], keep_hidden=(0, *layers), keep_scores=layers)
+    return said, told
+
+
+def test_the_intermediate_losses_are_the_sums_over_the_mapped_layers(teacher):
+    student, layer_map = small_student(teacher).eval(), LayerMap([2, 3])
+    project = distill.Projections(16, 24, 2, generator=generator())
+    batch = next(iter(loader(examples(), 5)))
+    said, told = both_outputs(teacher, student, batch, layer_map)
+    mask, g = batch["mask"], layer_map
+    wanted = {
+        "embedding": embedding_loss(project(0, said.hidden_states[0]), told.hidden_states[0], mask),
+        "hidden": sum(
+            hidden_loss(project(m, said.hidden_states[m]), told.hidden_states[g(m)], mask) for m in (1, 2)
+        ),
+        "attention": sum(attention_loss(said.scores[m], told.scores[g(m)], mask) for m in (1, 2)),
+    }
+    got = distill.intermediate_losses(said, told, mask, layer_map, project, distill.Weights())
+    assert list(got) == list(wanted)
+    torch.testing.assert_close(got, wanted)
+    weighted = distill.Weights(embedding=0.0, hidden=0.5, attention=3.0)
+    got = distill.intermediate_losses(said, told, mask, layer_map, project, weighted)
+    torch.testing.assert_close(got, {"hidden": 0.5 * wanted["hidden"], "attention": 3 * wanted["attention"]})
+
+
+def test_each_layer_and_the_embeddings_have_a_projection_of_their_own():
+    project = distill.Projections(16, 24, 2, generator=generator())
+    assert [tuple(p.shape) for p in project.parameters()] == [(24, 16)] * 3
+    assert not torch.equal(project.maps[0].weight, project.maps[1].weight)
+    same = distill.Projections(16, 24, 2, generator=generator())
+    assert all(torch.equal(a, b) for a, b in zip(project.parameters(), same.parameters(), strict=True))
+    basis = svd_basis(torch.randn(50, 24, generator=generator()), 16)
+    states = torch.randn(2, 3, 16, generator=generator())
+    torch.testing.assert_close(distill.Projections(16, 24, 2, basis)(1, states), states @ basis.T)
+
+
+def test_a_teacher_in_training_mode_is_refused(teacher):
+    teacher.train()
+    with pytest.raises(UserError, match="training mode.*teacher.eval()"):
+        distill.teacher_forward(teacher, next(iter(loader(examples(), 4))))
+    with pytest.raises(UserError, match="training mode"):
+        distill.distill(teacher, examples(), distill.Settings(student="2x16"), student=small_student(teacher))
+
+
+def test_the_teachers_forward_leaves_no_graph(teacher):
+    teacher.requires_grad_(True)
+    out = distill.teacher_forward(teacher, next(iter(loader(examples(), 4))), (0, 3), (1,))
+    assert not out.hidden_states[3].requires_grad
+    assert not out.scores[1].requires_grad
+
+
+def test_cached_teacher_outputs_are_the_live_ones_within_half_precision(teacher):
+    data, layer_map = examples(), LayerMap([2, 3])
+    cached = distill.TeacherOutputs(teacher, data, (0, 2, 3), (2, 3))
+    student, project = small_student(teacher).eval(), distill.Projections(16, 24, 2, generator=generator())
+    for batch in loader(data, 5, shuffle=True):
+        said, live = both_outputs(teacher, student, batch, layer_map)
+        told = cached.batch(batch["rows"].tolist(), batch["ids"].shape[1], batch["ids"].device)
+        for layer in (0, 2, 3):
+            padded = live.hidden_states[layer].masked_fill(~batch["mask"][..., None], 0)
+            torch.testing.assert_close(told.hidden_states[layer], padded, atol=2e-3, rtol=1e-3)
+        losses = [
+            distill.intermediate_losses(said, source, batch["mask"], layer_map, project, distill.Weights())
+            for source in (told, live)
+        ]
+        torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
+    numbers = sum(x.numel() for rows in (cached.hidden, cached.scores) for x in rows)
+    assert distill.TeacherOutputs.bytes_needed(teacher, data, (0, 2, 3), (2, 3)) == 2 * numbers
+
+
+SHORT = distill.Settings(
+    student="2x16",
+    epochs_intermediate=12,
+    lr_intermediate=5e-3,
+    epochs_prediction=8,
+    lr_prediction=5e-3,
+    batch_size=8,
+)
+
+
+def weights_of(result):
+    return {
+        **result.student.state_dict(),
+        **{f"p.{n}": p for n, p in result.projections.state_dict().items()},
+    }
+
+
+@pytest.mark.parametrize("start", ["random", "embeddings"])
+def test_both_steps_lower_every_loss_and_keep_the_callers_random_state(teacher, start):
+    before = {n: t.clone() for n, t in teacher.state_dict().items()}
+    changed = distill.replace(SHORT, start=start)
+    results = []
+    for world in (0, 1):  # what the caller has drawn must not matter
+        torch.manual_seed(world)
+        result = distill.distill(teacher, examples(), changed, small_student(teacher, start))
+        results.append(weights_of(result))
+    assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
+    for history, names in (
+        (result.intermediate, ("embedding", "hidden", "attention")),
+        (result.prediction, ("prediction",)),
+    ):
+        for name in names:
+            values = history.losses[name]
+            assert sum(values[-6:]) < 0.8 * sum(values[:6]), f"{name} does not fall"
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+
+
+def test_live_and_cached_teachers_train_alike(teacher):
+    short = distill.replace(SHORT, epochs_intermediate=3, epochs_prediction=1)
+    runs = []
+    for cache_gb in (3.0, 0.0):
+        result = distill.distill(
+            teacher, examples(), distill.replace(short, cache_gb=cache_gb), small_student(teacher)
+        )
+        runs.append(torch.tensor(result.intermediate.losses["loss"]))
+    torch.testing.assert_close(*runs, rtol=1e-2, atol=1e-3)
+
+
+class Killed(Exception):
+    """Stands for whatever stops a run."""
+
+
+@pytest.mark.parametrize(("step", "at"), [("intermediate", 5), ("intermediate", 6), ("prediction", 4)])
+def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, monkeypatch):
+    short = distill.replace(SHORT, epochs_intermediate=4, epochs_prediction=2)  # of 3 steps each
+    monkeypatch.setattr(distill, "fit", functools.partial(distill.fit, checkpoint_every=2))
+
+    def run(folder=None):
+        return distill.distill(
+            teacher, examples(), short, small_student(teacher), folder=folder,
+            after_epoch=lambda model, epoch: {"mean": float(model.embeddings.word.weight.detach().mean())},
+        )  # fmt: skip
+
+    loss = {"prediction": "soft_target_loss", "intermediate": "intermediate_losses"}[step]
+    original, calls = getattr(distill, loss), []
+
+    def fails(*args):
+        calls.append(1)
+        if len(calls) > at:
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, loss, fails)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    with monkeypatch.context() as patch:
+        done = []  # what is left to do, and no more
+        patch.setattr(distill, loss, lambda *args: done.append(1) or original(*args))
+        resumed = run(tmp_path)
+    assert len(done) == {5: 12 - 4, 6: 12 - 6, 4: 6 - 4}[at]
+    whole = run()
+    for name, wanted in weights_of(whole).items():
+        assert torch.equal(weights_of(resumed)[name], wanted), name
+    for history in ("intermediate", "prediction"):
+        ours, wanted = getattr(resumed, history), getattr(whole, history)
+        assert ours.losses == wanted.losses
+        assert ours.measured == wanted.measured

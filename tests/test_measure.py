@@ -1,0 +1,137 @@
+"""Counts against torch's own counters, sizes against the file system, times against a sleep."""
+
+import time
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinylib.bert import Bert, BertConfig
+from tinylib.errors import UserError
+from tinylib.measure import (
+    Latency,
+    compressed_size,
+    file_size,
+    flops,
+    latency,
+    parameters,
+    peak_memory,
+    summary,
+    weight_bytes,
+)
+
+SMALL = BertConfig(
+    vocab_size=100,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=50,
+    max_position_embeddings=40,
+)
+HEADS = [(None, ()), ("classification", ("bad", "good", "so-so")), ("masked_lm", ())]
+
+
+@pytest.fixture
+def model() -> Bert:
+    """Give a small classifier."""
+    config = SMALL.replace(head="classification", labels=("bad", "good"))
+    return Bert(config, torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.mark.parametrize(("head", "labels"), HEADS)
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 7), (2, 40)])
+def test_the_formula_counts_what_torch_counts(head, labels, batch, length):
+    config = SMALL.replace(head=head, labels=labels)
+    ids = torch.zeros(batch, length, dtype=torch.long)
+    # Only the unfused attention is made of operations that torch can count on every device.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        Bert(config).eval()(ids)
+    assert flops(config, length, batch) == counter.get_total_flops()
+
+
+def test_the_shapes_of_the_course_cost_what_the_paper_says():
+    # Jiao et al. 2020, table 1, has 22.5 G for BERT-base and 1.2 G for TinyBERT4. The formula gives that within a
+    # twentieth at 128 tokens, a multiply-add as two operations.
+    base, tiny = flops(BertConfig.bert_base(), 128) / 1e9, flops(BertConfig.tinybert4(), 128) / 1e9
+    assert base == pytest.approx(22.5, rel=0.05)
+    assert tiny == pytest.approx(1.2, rel=0.05)
+
+
+def test_a_tied_weight_counts_once(model):
+    assert parameters(model) == sum(t.numel() for t in model.state_dict().values())
+    before = parameters(model)
+    model.layers[1].up.weight = model.layers[0].up.weight
+    assert parameters(model) == before - model.layers[0].up.weight.numel()
+    assert weight_bytes(model) == 4 * parameters(model)
+    assert weight_bytes(model.half()) == 2 * parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [(BertConfig.bert_base(), 109.5), (BertConfig.tinybert4(), 14.35), (BertConfig.minilm_l6(), 22.7)],
+)
+def test_parameters_of_the_known_models(config, millions):
+    with torch.device("meta"):
+        assert parameters(Bert(config)) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_zeros_show_in_the_compressed_size_only(model, tmp_path):
+    dense = model.save_pretrained(tmp_path / "dense")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) < 0.9] = 0.0
+    sparse = model.save_pretrained(tmp_path / "sparse")
+    assert file_size(sparse) == file_size(dense)
+    weights = [folder / "model.safetensors" for folder in (dense, sparse)]
+    assert compressed_size(weights[1]) < 0.35 * compressed_size(weights[0])
+    assert compressed_size(weights[0]) > 0.8 * file_size(weights[0])
+
+
+def test_a_folder_weighs_what_its_files_weigh(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    (tmp_path / "inner" / "b").write_bytes(b"y" * 24)
+    assert file_size(tmp_path) == 1024
+    assert file_size(tmp_path / "a") == 1000
+    assert compressed_size(tmp_path / "a") < 100
+
+
+def test_latency_waits_warms_up_and_counts():
+    calls = []
+    taken = latency(lambda: (calls.append(1), time.sleep(0.005)), repeats=8, warmup=2)
+    assert len(calls) == 10
+    assert 5 <= taken.median <= taken.p95
+    assert str(Latency(1.234, 2.0, 30)) == "1.23 ms (95 % under 2 ms, 30 calls)"
+
+
+def test_peak_memory_sees_an_array_that_is_gone_again():
+    def use_and_drop() -> None:
+        block = torch.ones(30_000_000)  # 120 MB
+        time.sleep(0.05)
+        del block
+
+    assert 100e6 < peak_memory(use_and_drop) < 300e6
+
+
+def test_the_summary_is_a_row_of_the_table(model):
+    model.train()
+    measured = summary(model, length=10, batch=2, repeats=3, warmup=1)
+    assert model.training
+    assert measured.parameters == parameters(model)
+    assert measured.gigaflops == flops(model.config, 10, 2) / 1e9
+    row = measured.row(model="small", accuracy=0.9)
+    assert list(row) == ["model", "accuracy", "parameters (M)", "size (MB)", "GFLOPs", "latency (ms)"]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: flops(SMALL, 0), "length=0"),
+        (lambda: file_size("no/such/folder"), "does not exist"),
+        (lambda: latency(lambda: None, repeats=0), "repeats=0"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(call, sentence):
+    with pytest.raises(UserError, match=sentence):
+        call()

@@ -1,0 +1,217 @@
+"""From text to batches: encoding, padding, and buckets that hold every text once and little padding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinylib import datasets, models, text
+from tinylib.errors import UserError
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Give the tokenizer of MiniLM-L6, which is bert-base-uncased's."""
+    return text.load_tokenizer("minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def reviews(tokenizer):
+    """Give the encoded training texts of movie_reviews."""
+    return text.encode(tokenizer, list(datasets.load("movie_reviews")["train"]["text"]))
+
+
+# -- encoding ----------------------------------------------------------------
+
+
+def test_a_text_stands_between_cls_and_sep(tokenizer):
+    encoded = text.encode(tokenizer, ["A film of rare charm.", ""])
+    assert tokenizer.convert_ids_to_tokens(encoded.ids[0]) == [
+        "[CLS]", "a", "film", "of", "rare", "charm", ".", "[SEP]",
+    ]  # fmt: skip
+    assert encoded.ids[1].tolist() == [101, 102]
+    assert len(encoded) == 2
+    assert encoded.lengths.tolist() == [8, 2]
+    assert encoded.pad_id == 0
+    assert encoded.truncated == 0
+    assert all(segments.sum() == 0 for segments in encoded.segments)
+
+
+def test_a_pair_has_two_segments(tokenizer):
+    encoded = text.encode(tokenizer, ["a dog runs"], ["an animal moves fast"])
+    assert encoded.segments[0].tolist() == [0] * 5 + [1] * 5
+    assert (encoded.ids[0] == 102).nonzero().flatten().tolist() == [4, 9]
+
+
+@pytest.mark.parametrize("max_length", [3, 8, 64])
+def test_long_texts_are_cut_and_counted(tokenizer, max_length):
+    encoded = text.encode(tokenizer, ["film " * 100, "short"], max_length=max_length)
+    assert encoded.lengths.tolist() == [max_length, 3]
+    assert encoded.ids[0][-1] == 102  # the end is cut off before [SEP] is put there
+    assert encoded.truncated == (2 if max_length == 3 else 1)
+
+
+def test_of_a_pair_the_longer_text_is_cut_first(tokenizer):
+    encoded = text.encode(tokenizer, ["film " * 100], ["an animal moves"], max_length=20)
+    assert encoded.segments[0].sum() == 4  # the short text is whole, with its [SEP]
+    assert encoded.lengths.tolist() == [20]
+
+
+def test_no_texts_are_no_rows(tokenizer):
+    assert len(text.encode(tokenizer, [])) == 0
+    assert text.encode(tokenizer, []).lengths.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"texts": ["a"], "max_length": 2}, "max_length=2 leaves no room for the text; give at least 3"),
+        ({"texts": ["a"], "text_pairs": ["b"], "max_length": 4}, "give at least 5"),
+        ({"texts": ["a", "b"], "text_pairs": ["c"]}, "2 texts and 1 text_pairs"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(tokenizer, arguments, words):
+    with pytest.raises(UserError, match=words):
+        text.encode(tokenizer, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "has no tokenizer; copy"),
+        ({"tokenizer.json": "{"}, "damaged tokenizer"),
+        ({"tokenizer.json": "[]"}, "damaged tokenizer"),
+        ({"vocab.txt": ""}, "damaged tokenizer"),
+    ],
+    ids=str,
+)
+def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path, files, words):
+    for name, content in ({"config.json": '{"model_type": "bert"}'} | files).items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        text.load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_is_loaded_from_a_folder(tokenizer):
+    again = text.load_tokenizer(models.fetch("minilm-l6"))
+    assert again("unflinching").input_ids == tokenizer("unflinching").input_ids
+
+
+def test_select_keeps_the_order_asked_for(tokenizer):
+    encoded = text.encode(tokenizer, ["one", "two films", "three"])
+    chosen = encoded.select([2, 0])
+    assert [row.tolist() for row in chosen.ids] == [encoded.ids[2].tolist(), encoded.ids[0].tolist()]
+
+
+# -- padding -----------------------------------------------------------------
+
+
+def test_a_batch_is_padded_to_its_longest_text(tokenizer):
+    encoded = text.encode(tokenizer, ["a", "a film of charm", "one two three four five six"], ["b", "b", "b"])
+    batch = text.pad(encoded, [1, 0])
+    assert batch["ids"].shape == batch["mask"].shape == batch["segments"].shape == (2, 8)
+    assert batch["mask"].dtype == torch.bool
+    assert batch["mask"].sum(1).tolist() == encoded.lengths[[1, 0]].tolist()
+    for place, row in enumerate((1, 0)):
+        length = len(encoded.ids[row])
+        assert torch.equal(batch["ids"][place, :length], encoded.ids[row])
+        assert torch.equal(batch["segments"][place, :length], encoded.segments[row])
+        assert (batch["ids"][place, length:] == encoded.pad_id).all()
+        assert not batch["mask"][place, length:].any()
+
+
+def test_a_batch_is_what_the_tokenizer_pads(tokenizer):
+    texts = ["a gripping , moving film", "no", "too long by half"]
+    ours, theirs = text.pad(text.encode(tokenizer, texts), [0, 1, 2]), tokenizer(texts, padding=True)
+    assert ours["ids"].tolist() == theirs["input_ids"]
+    assert ours["mask"].long().tolist() == theirs["attention_mask"]
+    assert ours["segments"].tolist() == theirs["token_type_ids"]
+
+
+def test_another_padding_token_is_used():
+    encoded = text.Encoded(
+        (torch.tensor([5, 6]), torch.tensor([7])), (torch.zeros(2).long(), torch.zeros(1).long()), 9
+    )
+    assert text.pad(encoded, [0, 1])["ids"].tolist() == [[5, 6], [7, 9]]
+
+
+# -- length buckets ----------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 64), min_size=1, max_size=300),
+    batch_size=st.integers(1, 40),
+    epoch=st.integers(0, 5),
+    shuffle=st.booleans(),
+)
+def test_every_row_comes_once_an_epoch(lengths, batch_size, epoch, shuffle):
+    buckets = text.LengthBuckets(torch.tensor(lengths), batch_size, seed=3, shuffle=shuffle)
+    buckets.set_epoch(epoch)
+    batches = list(buckets)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert len(batches) == len(buckets)
+    assert max(map(len, batches)) <= batch_size
+    assert sum(len(batch) < batch_size for batch in batches) <= 1  # the rest, kept and not dropped
+
+
+def test_seed_and_epoch_decide_the_order(reviews):
+    def order(seed, epoch):
+        buckets = text.LengthBuckets(reviews.lengths, 32, seed=seed)
+        buckets.set_epoch(epoch)
+        return list(buckets)
+
+    before = torch.get_rng_state()
+    assert order(0, 0) == order(0, 0)
+    different = [order(0, 0), order(0, 1), order(1, 0), order(1, 1)]
+    assert all(a != b for i, a in enumerate(different) for b in different[:i])
+    assert torch.equal(before, torch.get_rng_state())  # the global state is neither read nor moved
+    # other neighbours, not the same batches in another order
+    assert len({frozenset(b) for b in different[0]} & {frozenset(b) for b in different[1]}) <= 2
+
+
+@pytest.mark.parametrize("batch_size", [16, 32, 64])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_little_of_a_batch_is_padding(reviews, batch_size, epoch):
+    buckets = text.LengthBuckets(reviews.lengths, batch_size)
+    buckets.set_epoch(epoch)
+    plain = [list(range(i, min(i + 32, len(reviews)))) for i in range(0, len(reviews), 32)]
+    assert text.padding_waste(reviews.lengths, plain) > 0.4  # what it is without
+    assert text.padding_waste(reviews.lengths, list(buckets)) < 0.05
+
+
+def test_short_and_long_batches_alternate(reviews):
+    longest = [int(reviews.lengths[batch].max()) for batch in text.LengthBuckets(reviews.lengths, 32)]
+    rises = sum(a < b for a, b in zip(longest, longest[1:], strict=False)) / len(longest)
+    assert 0.35 < rises < 0.65  # sorted lengths would drift through an epoch, and the model with them
+
+
+def test_unshuffled_batches_are_sorted_by_length(reviews):
+    buckets = text.LengthBuckets(reviews.lengths, 64, shuffle=False)
+    in_order = reviews.lengths[[row for batch in buckets for row in batch]]
+    assert (in_order.diff() >= 0).all()
+    buckets.set_epoch(5)
+    assert list(buckets) == list(text.LengthBuckets(reviews.lengths, 64, shuffle=False))
+
+
+@pytest.mark.parametrize("start", [0, 1, 100, 264, 265])
+def test_an_interrupted_epoch_goes_on_where_it_stopped(reviews, start):
+    whole, resumed = (text.LengthBuckets(reviews.lengths, 32, seed=4) for _ in range(2))
+    whole.set_epoch(2)
+    resumed.set_epoch(2, start)
+    assert list(resumed) == list(whole)[start:]
+    resumed.set_epoch(3)
+    whole.set_epoch(3)
+    assert list(resumed) == list(whole)  # the next epoch is whole again
+
+
+def test_no_batch_size_below_one():
+    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+        text.LengthBuckets(torch.tensor([1, 2]), 0)
+
+
+def test_the_padding_waste_is_counted():
+    lengths = torch.tensor([2, 4, 4, 1])
+    assert text.padding_waste(lengths, [[0, 1], [2, 3]]) == pytest.approx(1 - 11 / 16)
+    assert text.padding_waste(lengths, [[1, 2], [0], [3]]) == 0.0

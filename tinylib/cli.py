@@ -1,0 +1,200 @@
+"""The command line: doctor, fetch, teach, distill, prune, evaluate, export.
+
+A mistake of the user's ends with exit code 2 and one sentence; what a command makes appears in ``--out`` whole or
+not at all.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinylib import __version__
+from tinylib.errors import UserError
+
+# torch and what stands on it are imported only once a command is to run, so that --help answers at once.
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence, like every other one."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help lists what can be given")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="tinylib", description="Compress a BERT: teach, distil, prune, measure, export.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"tinylib {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    command("doctor", "check this machine and say what to do about what is missing")
+    sub = command("fetch", "put a shipped model's weights into the cache, for work without internet")
+    sub.add_argument("model", nargs="?", default="minilm-l6", help="shipped name (default: minilm-l6)")
+    _teach_options(command("teach", "fine-tune a pretrained BERT on labelled texts"))
+    _distill_options(command("distill", "train a small student to do what the teacher does"))
+    text = "remove the least important part of a model, then recover on the training split"
+    _prune_options(command("prune", text))
+
+    sub = command("evaluate", "measure a classifier on a split")
+    sub.add_argument("--model", required=True, metavar="DIR")
+    sub.add_argument("--data", required=True, help=DATA)
+    sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    sub.add_argument("--max-length", type=_count, default=64)
+    sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
+    sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    sub = command("export", "write a model for use elsewhere")
+    sub.add_argument("--model", required=True, metavar="DIR")
+    layout = "hf: config.json, model.safetensors and tokenizer"
+    sub.add_argument("--format", choices=("hf",), default="hf", help=layout)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    return parser
+
+
+DATA = "shipped name, hub name (glue/sst2), file, or folder with train, validation and test files"
+
+
+def _teach_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--base", required=True, metavar="MODEL", help="folder, hub name or shipped name (minilm-l6)")
+    _data_and_out(sub)
+    sub.add_argument("--epochs", type=_count, default=3)
+    rate = "learning rate (default 1e-4, for MiniLM; 2e-5 for BERT-base)"
+    sub.add_argument("--lr", type=_rate, default=1e-4, help=rate)
+    _run_options(sub)
+    _resume_option(sub)
+
+
+def _distill_options(sub: argparse.ArgumentParser) -> None:
+    teacher = "a fine-tuned classifier: folder, hub name or shipped name"
+    sub.add_argument("--teacher", required=True, metavar="MODEL", help=teacher)
+    _data_and_out(sub)
+    shape = "the student's shape (default 4x312)"
+    sub.add_argument("--student", default="4x312", metavar="LAYERSxWIDTH", help=shape)
+    start = "random, embeddings or teacher: what of the teacher the student starts from"
+    sub.add_argument("--start", default=None, help=start)
+    sub.add_argument("--general", type=Path, metavar="DIR", help="start from this general student instead")
+    sub.add_argument("--epochs-intermediate", type=_count0, default=None, metavar="N")
+    sub.add_argument("--epochs-prediction", type=_count0, default=None, metavar="N")
+    layers = "teacher layer of each student layer (default: uniform)"
+    sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
+    sub.add_argument("--temperature", type=_rate, default=1.0)
+    _run_options(sub)
+    _resume_option(sub)
+
+
+def _prune_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", required=True, metavar="DIR")
+    _data_and_out(sub)
+    sub.add_argument("--sparsity", type=_share, default=0.5, help="share to remove, 0 ≤ s < 1 (default 0.5)")
+    sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude")
+    teacher = "recover on this teacher's soft targets instead of the labels"
+    sub.add_argument("--teacher", metavar="MODEL", help=teacher)
+    sub.add_argument("--epochs", type=_count0, default=2)
+    sub.add_argument("--lr", type=_rate, default=1e-4)
+    _run_options(sub)
+
+
+def _data_and_out(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", required=True, help=DATA)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _run_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--batch-size", type=_count, default=32)
+    cut = "tokens a text is cut to (the paper: 64, pairs 128)"
+    sub.add_argument("--max-length", type=_count, default=64, help=cut)
+    sub.add_argument("--seed", type=_seed, default=0)
+
+
+def _resume_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--resume", action="store_true", help="go on with an interrupted run into the same --out")
+
+
+def _number(kind, accept, wanted: str):
+    def parse(text: str):
+        with contextlib.suppress(ValueError):
+            if accept(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+_count = _number(int, lambda n: 1 <= n < 2**31, "a whole number of at least 1")
+_count0 = _number(int, lambda n: 0 <= n < 2**31, "a whole number of at least 0")
+_seed = _number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2147483647")
+_rate = _number(float, lambda x: 0 < x < float("inf"), "a number greater than 0")
+_share = _number(float, lambda x: 0 <= x < 1, "a share of at least 0 and less than 1")
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    with contextlib.suppress(ValueError):
+        return tuple(int(n) for n in text.split(","))
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 2,3,5,6")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
+    name = "tinylib"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are about other programs than this one
+    try:
+        args = build_parser().parse_args(argv)
+        name = f"tinylib {args.command}"
+        with _notes(name):
+            return _run(args)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; teach and distill go on with --resume", file=sys.stderr)
+        return 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:  # a fault of ours: the traceback is what we want to be sent
+            raise
+        print(f"{name}: {' '.join(sentence.split())}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "doctor":  # must work where the other commands cannot even be imported
+        from tinylib.doctor import examine
+
+        return examine()
+    from tinylib import commands
+
+    return getattr(commands, args.command)(args)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what to tell the user, or None for an error that no user can have caused."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "tinylib").startswith("tinylib"):
+        return f"the package {error.name} is missing; tinylib doctor lists what is needed and how to get it"
+    if isinstance(error, OSError):
+        why = error.strerror or error
+        return f"{error.filename or 'a file'}: {why}; check that it is there, may be used, and the disk has room"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in ("out of memory", "allocate memory")):
+        return "the memory is full; try a smaller --batch-size or --max-length, or close other programs"
+    return None
+
+
+@contextlib.contextmanager
+def _notes(name: str) -> Iterator[None]:
+    """Show the package's own warnings as one line each, and nobody else's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module=r"tinylib\b")
+        warnings.showwarning = lambda message, *_, **__: print(f"{name}: note: {message}", file=sys.stderr)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The commands behind the command line: each takes its parsed arguments, prints a short table and returns 0.
+
+Inputs are read and checked before anything is written; what is made goes through ``output.output``.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from tinylib import __version__, course, datasets, masks, measure, metrics, models, output, train
+from tinylib import distill as kd
+from tinylib import prune as pruning
+from tinylib.bert import Bert
+from tinylib.errors import UserError
+
+
+def teach(args) -> int:
+    """Fine-tune and save a teacher."""
+    started, reads = time.perf_counter(), (args.base, args.data)
+    output.place(args.out, reads)  # before the work, not after it
+    prepared = _prepare(args, args.base)
+    _load(args.base, prepared)
+    run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
+    with output.output(args.out, reads, run, args.resume) as work:
+        _save_split(args, work)
+        model, history = course.fine_tune(
+            prepared, args.base, epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, seed=args.seed,
+            checkpoint=work / output.CHECKPOINTS / "teach.safetensors",
+        )  # fmt: skip
+        model.save_pretrained(work)
+        more = {"epochs": history.measured, "settings": _settings(args)}
+        report = _report(model, prepared, time.perf_counter() - started, **more)
+        _finish(work, report)
+    _say(args, report)
+    return 0
+
+
+def distill(args) -> int:
+    """Distil and save a student."""
+    started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general) if s]
+    output.place(args.out, reads)
+    prepared = _prepare(args, args.teacher)
+    teacher = _classifier(args.teacher, prepared)
+    student = _general(args, teacher) if args.general else None
+    chosen = {
+        "start": args.start, "layer_map": args.layer_map, "epochs_intermediate": args.epochs_intermediate,
+        "epochs_prediction": args.epochs_prediction, "student": args.student, "temperature": args.temperature,
+        "batch_size": args.batch_size, "seed": args.seed,
+    }  # fmt: skip
+    settings = kd.replace(course.tier().settings, **{k: v for k, v in chosen.items() if v is not None})
+    run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
+    with output.output(args.out, reads, run, args.resume) as work:
+        _save_split(args, work)
+        steps = work / output.CHECKPOINTS
+        result = kd.distill(teacher, prepared.examples("train"), settings, student=student, folder=steps)
+        result.student.save_pretrained(work)
+        more = {"settings": _settings(args), "teacher_accuracy": course.score(teacher, prepared)}
+        report = _report(result.student, prepared, time.perf_counter() - started, **more)
+        report["retention"] = report["accuracy"] / report["teacher_accuracy"]
+        _finish(work, report)
+    _say(args, report)
+    return 0
+
+
+def prune(args) -> int:
+    """Prune, recover and save a model."""
+    started, reads = time.perf_counter(), [s for s in (args.model, args.data, args.teacher) if s]
+    output.place(args.out, reads)
+    prepared = _prepare(args, args.model)
+    dense = _classifier(args.model, prepared)
+    teacher = _classifier(args.teacher, prepared) if args.teacher else None
+    more = {"settings": _settings(args), "dense_accuracy": course.score(dense, prepared)}
+    with output.output(args.out, reads) as work:
+        _save_split(args, work)
+        model = pruning.prune_by(
+            args.method, dense, prepared.examples("train"), args.sparsity, teacher=teacher, epochs=args.epochs,
+            lr=args.lr, batch_size=args.batch_size, seed=args.seed,
+        )  # fmt: skip
+        model.save_pretrained(work)
+        masks.save_compressed(model, work / "compressed")
+        report = _report(model, prepared, time.perf_counter() - started, **more)
+        report |= {
+            "method": args.method,
+            "sparsity": _removed(dense, model, embeddings=False),
+            "sparsity_with_word_table": _removed(dense, model, embeddings=True),
+            "bytes": measure.file_size(work / "model.safetensors"),
+            "bytes_compressed": measure.file_size(work / "compressed" / masks.COMPRESSED),
+        }
+        _finish(work, report)
+    _say(args, report)
+    return 0
+
+
+def evaluate(args) -> int:
+    """Measure a classifier on a split."""
+    started = time.perf_counter()
+    prepared = _prepare(args, args.model)
+    report = _report(_classifier(args.model, prepared), prepared, 0.0, args.split)
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    print(json.dumps(report, indent=2, ensure_ascii=False)) if args.json else _table(report)
+    return 0
+
+
+def export(args) -> int:
+    """Write the model in another layout."""
+    started = time.perf_counter()
+    output.place(args.out, [args.model])
+    model = _load(args.model)
+    if model.tokenizer_folder is None:
+        raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
+    with output.output(args.out, [args.model]) as work:
+        model.save_pretrained(work)
+        size = sum(measure.file_size(path) for path in work.iterdir() if path.is_file() and path.name[0] != ".")
+        report = {
+            "model": str(args.model), "format": args.format, "bytes": size, "tinylib": __version__,
+            "parameters": measure.parameters(model), "seconds": round(time.perf_counter() - started, 1),
+        }  # fmt: skip
+        _finish(work, report)
+    _say(args, report)
+    return 0
+
+
+def fetch(args) -> int:
+    """Fill the cache with a shipped model."""
+    folder = models.fetch(args.model)
+    print(f"{args.model} is in the cache: {folder}")
+    return 0
+
+
+def _prepare(args, base):
+    """Load the data and tokenize it for the model ``base``."""
+    return course.prepare(args.data, base=base, max_length=args.max_length, seed=args.seed)
+
+
+def _load(source, prepared=None):
+    """Load a model in either layout, dense or compressed; with ``prepared``, one that knows all its tokens."""
+    folder = models.resolve(source)
+    dense = (folder / "model.safetensors").exists() or not (folder / masks.COMPRESSED).exists()
+    model = Bert.from_pretrained(folder) if dense else masks.load_compressed(folder)
+    if prepared:
+        highest = max(int(ids.max()) for split in prepared.encoded.values() for ids in split.ids)
+        if highest >= model.config.vocab_size:
+            size = model.config.vocab_size
+            raise UserError(
+                f"{source} knows {size} tokens and its tokenizer gives number {highest}; they are not of one model"
+            )
+    return model
+
+
+def _classifier(source, prepared):
+    """Load a model that must be a classifier of these labels."""
+    model = _load(source, prepared)
+    if model.config.head != "classification":
+        raise UserError(f"{source} has no classification head; fine-tune it first: tinylib teach --base {source}")
+    known, asked = tuple(model.config.labels), tuple(prepared.names)
+    numbers = tuple(map(str, range(len(known))))  # labels that are numbers only are in the model's order
+    unnamed = known == tuple(f"LABEL_{n}" for n in numbers) and len(asked) == len(known)
+    if not (asked in (known, numbers) or unnamed):
+        raise UserError(
+            f"{source} knows the labels {', '.join(known)}, but the data has {', '.join(asked)} (in this order); "
+            f"number the data's labels 0 to {len(known) - 1} in the model's order, or use a model of the same task"
+        )
+    return model.to(course.device())
+
+
+def _general(args, teacher):
+    """Load the student of general distillation, with the teacher's classes and tokenizer."""
+    start = torch.Generator().manual_seed(args.seed)
+    student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
+    if student.config.vocab_size != teacher.config.vocab_size:
+        sizes = f"{student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}"
+        raise UserError(f"--general {args.general} knows {sizes}; use a student of the teacher's vocabulary")
+    student.tokenizer_folder = teacher.tokenizer_folder
+    return student
+
+
+def _save_split(args, folder: Path) -> None:
+    """Write the split of a single file beside the result, so that others can measure on the same texts."""
+    if Path(args.data).expanduser().is_file():
+        datasets.save(datasets.load(args.data, seed=args.seed), folder / "data")
+
+
+def _removed(dense, pruned, embeddings: bool) -> float:
+    """Return the share of the dense model's weight matrices that the pruned one lacks or holds as zeros."""
+    left = sum(int(weight.count_nonzero()) for weight in masks.prunable(pruned, embeddings).values())
+    return 1.0 - left / sum(weight.numel() for weight in masks.prunable(dense, embeddings).values())
+
+
+def _report(model, prepared, seconds: float, split: str = "test", **more) -> dict:
+    """Measure a classifier on a split: the content of metrics.json."""
+    truth = prepared.labels[split]
+    told = train.predict(model, prepared.encoded[split], label=f"measuring on {split}").argmax(-1)
+    scores = metrics.classification_report(truth, told)
+    low, high = metrics.bootstrap_interval(truth, told)
+    return {
+        "accuracy": scores["accuracy"], "accuracy_interval_95": [low, high], "precision": scores["precision"],
+        "recall": scores["recall"], "f1": scores["f1"], "split": split, "examples": len(truth),
+        "parameters": measure.parameters(model), "seconds": round(seconds, 1),
+        "labels": list(model.config.labels), "data_fingerprint": prepared.fingerprint, "tinylib": __version__,
+        **more,
+    }  # fmt: skip
+
+
+def _finish(folder: Path, report: dict) -> None:
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
+
+
+def _settings(args) -> dict:
+    """Return what the command was asked for, as JSON can hold it."""
+    hidden = ("command", "out", "resume", "json")
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in hidden}
+
+
+def _say(args, report: dict) -> None:
+    print(f"{args.command}: {args.out}")
+    _table(report)
+
+
+def _table(report: dict) -> None:
+    names = (
+        "accuracy", "f1", "teacher_accuracy", "dense_accuracy", "retention", "sparsity", "parameters", "bytes",
+        "bytes_compressed", "seconds",
+    )  # fmt: skip
+    for name in (n for n in names if n in report):
+        value = report[name]
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.{1 if name == 'seconds' else 4}f}"
+        print(f"  {name.replace('_', ' '):<18}{shown:>14}")

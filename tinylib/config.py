@@ -1,0 +1,162 @@
+"""The sizes of a BERT, under the names of Hugging Face's config.json, checked once when they are read."""
+
+import re
+from dataclasses import dataclass, fields, replace
+
+from tinylib.errors import UserError
+
+ARCHITECTURES = {
+    None: "BertModel",
+    "classification": "BertForSequenceClassification",
+    "masked_lm": "BertForMaskedLM",
+}
+ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # name -> F.gelu's argument
+COUNTS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Hold the sizes of a BERT; raise UserError for a value that cannot be."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    pad_token_id: int | None = 0
+    initializer_range: float = 0.02
+    hidden_act: str = "gelu"
+    head: str | None = None  # None, "classification" or "masked_lm"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            up = self.num_attention_heads * -(-self.hidden_size // self.num_attention_heads)
+            raise UserError(
+                f"hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}; try hidden_size={up}"
+            )
+        self._check_numbers()
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+        if self.head not in ARCHITECTURES:
+            raise UserError(f"head={self.head!r} is not one of None, 'classification', 'masked_lm'")
+        if self.head == "classification" and len(self.labels) < 2:
+            raise UserError(
+                f"head='classification' needs at least two labels, got {self.labels}; name them in labels=(…)"
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"labels={self.labels} holds a name twice; give each class its own")
+
+    def _check_numbers(self) -> None:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1; BERT's is 0.1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+        pad, V = self.pad_token_id, self.vocab_size
+        if pad is not None and not 0 <= pad < V:
+            raise UserError(f"pad_token_id={pad} must be a token of the vocabulary, 0 to {V - 1}")
+
+    @classmethod
+    def bert_base(cls, **changes) -> "BertConfig":
+        """Return 12 layers, 768 wide: 110 M parameters (Devlin et al. 2019, section 3)."""
+        return cls(**changes)
+
+    @classmethod
+    def minilm_l6(cls, **changes) -> "BertConfig":
+        """Return 6 layers, 384 wide: 22.7 M parameters, the course's teacher."""
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+        return cls(**(sizes | changes))
+
+    @classmethod
+    def tinybert4(cls, **changes) -> "BertConfig":
+        """Return 4 layers, 312 wide, 12 heads, FFN 1200: 14.4 M parameters (Jiao et al. 2020, sec. 4.1)."""
+        sizes = {"hidden_size": 312, "num_hidden_layers": 4, "intermediate_size": 1200}
+        return cls(**(sizes | changes))
+
+    @classmethod
+    def tinybert6(cls, **changes) -> "BertConfig":
+        """Return 6 layers, 768 wide: 67 M parameters (Jiao et al. 2020, section 4.1)."""
+        return cls(**({"num_hidden_layers": 6} | changes))
+
+    @classmethod
+    def parse(cls, shape: str, **changes) -> "BertConfig":
+        """Read "4x312" (layers x width); the paper's shapes get the paper's other sizes.
+
+        Other widths get 12 heads where 12 divides them (else the largest divisor below) and an FFN of four
+        times the width.
+        """
+        match = re.fullmatch(r"(\d+)[xX×](\d+)", shape.strip())
+        if not match:
+            raise UserError(f"student shape {shape!r} is not LAYERSxWIDTH; write for example 4x312")
+        layers, width = int(match[1]), int(match[2])
+        heads = next((h for h in range(12, 0, -1) if width and width % h == 0), 1)
+        sizes = {
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "intermediate_size": 1200 if width == 312 else 4 * width,
+        }
+        return cls(**(sizes | changes))
+
+    def replace(self, **changes) -> "BertConfig":
+        """Return a copy with some fields changed, checked again."""
+        return replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, stored: dict, where: str = "config.json") -> "BertConfig":
+        """Read the content of a config.json; raise UserError, beginning with ``where``, if it is no BERT."""
+        kind = stored.get("model_type", "bert")
+        if kind != "bert":
+            raise UserError(
+                f"{where} describes a {kind!r} model, and only 'bert' can be read; choose a BERT checkpoint"
+            )
+        if stored.get("position_embedding_type", "absolute") != "absolute" or stored.get("is_decoder"):
+            raise UserError(
+                f"{where} asks for relative positions or a decoder; choose an encoder with absolute ones"
+            )
+        named = {name: head for head, name in ARCHITECTURES.items()}
+        head = named.get((stored.get("architectures") or ["BertModel"])[0])
+        labels: tuple[str, ...] = ()
+        if head == "classification":
+            names = {int(i): str(name) for i, name in (stored.get("id2label") or {}).items()}
+            # transformers leaves the names out where there are two and nobody named them
+            labels = tuple(names[i] for i in sorted(names)) or ("LABEL_0", "LABEL_1")
+        known = [f.name for f in fields(cls) if f.name in stored and f.name not in ("head", "labels")]
+        try:
+            sizes = {name: cls._typed(name, stored[name]) for name in known}
+            return cls(**sizes, head=head, labels=labels)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    @classmethod
+    def _typed(cls, name: str, value: object) -> int | float | str | None:
+        kind = type(getattr(cls, name))  # of the default
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is kind or (name == "pad_token_id" and value is None):
+            return value
+        words = {int: "a whole number", float: "a number", str: "a text"}
+        raise UserError(f"{name}={value!r} must be {words[kind]}; {getattr(cls, name)!r} is BERT-base's")
+
+    def to_dict(self) -> dict:
+        """Return the content of a config.json that ``transformers`` reads."""
+        stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("head", "labels")}
+        stored |= {"model_type": "bert", "architectures": [ARCHITECTURES[self.head]]}
+        if self.labels:
+            stored["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
+            stored["label2id"] = {name: i for i, name in enumerate(self.labels)}
+        return stored

@@ -1,0 +1,192 @@
+"""What a model costs: parameters, multiply-adds, bytes on disk, milliseconds, memory.
+
+Counts (parameters, FLOPs, bytes) are the same on every machine; latency and memory hold for the machine
+that measured them, so compare only figures taken on one machine in one session.
+"""
+
+import os
+import statistics
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tinylib.bert import Bert, BertConfig
+from tinylib.errors import UserError
+
+PIECE = 1 << 20  # bytes read at a time
+
+
+def parameters(model: nn.Module) -> int:
+    """Return the number of parameters; a tensor that two layers share (tied) counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops(config: BertConfig, length: int, batch: int = 1) -> int:
+    """Return the floating-point operations of one forward pass over (batch, length) tokens.
+
+    Matrix products only, a multiply-add as 2 operations, as torch's FlopCounterMode counts;
+    normalisations, GELU, softmax and the embeddings' look-up come to a few per cent more in time but
+    hold no matrix product.
+    """
+    T, C, F = length, config.hidden_size, config.intermediate_size
+    if T < 1 or batch < 1:
+        raise UserError(f"length={length} and batch={batch} must both be at least 1")
+    projections = 4 * T * C * C  # query, key, value, output
+    attention = 2 * T * T * C  # q·kᵀ and weights·v: H heads of width C/H each
+    ffn = 2 * T * C * F
+    multiply_adds = config.num_hidden_layers * (projections + attention + ffn)
+    if config.head == "classification":
+        multiply_adds += C * C + C * len(config.labels)  # pooler and classifier see [CLS] only
+    if config.head == "masked_lm":
+        multiply_adds += T * C * C + T * C * config.vocab_size
+    return 2 * multiply_adds * batch
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes that a model's parameters and buffers take in memory; tied ones count once."""
+    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+
+def file_size(path: str | os.PathLike) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def compressed_size(path: str | os.PathLike, level: int = 6) -> int:
+    """Return the bytes that a file, or all files of a folder, would take after gzip.
+
+    Zeros in a dense file take as much room as other numbers; here they show, since a run of equal bytes
+    packs small.
+    """
+    total = 0
+    for file in _files(path):
+        packer = zlib.compressobj(level, wbits=31)  # 31: gzip's header and checksum around deflate
+        total += sum(len(packer.compress(piece)) for piece in _pieces(file)) + len(packer.flush())
+    return total
+
+
+def _files(path: str | os.PathLike) -> list[Path]:
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a file, or the folder that save_pretrained wrote")
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one call takes, in milliseconds, over ``repeats`` calls."""
+
+    median: float
+    p95: float  # 95 calls of a hundred are faster
+    repeats: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ms (95 % under {self.p95:.3g} ms, {self.repeats} calls)"
+
+
+def latency(function: Callable[[], object], repeats: int = 30, warmup: int = 5) -> Latency:
+    """Time ``function()``: ``warmup`` calls that do not count, then ``repeats`` that do, one by one.
+
+    The median is not moved by the one call in which the machine did something else; the 95th percentile
+    is what a waiting user notices. On a GPU each call is waited for, since kernels run after their call
+    has returned.
+    """
+    if repeats < 1 or warmup < 0:
+        raise UserError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        _wait()
+        started = time.perf_counter_ns()
+        function()
+        _wait()
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    times.sort()
+    return Latency(statistics.median(times), times[min(repeats - 1, int(0.95 * repeats))], repeats)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Return by how many bytes memory rose, at most, while ``function()`` ran.
+
+    On a GPU: what PyTorch allocated there, exactly. On a CPU: the resident memory of this process,
+    sampled every millisecond, so a shorter peak is missed and memory that an earlier call freed but the
+    allocator kept does not show. For a figure to publish, measure in a fresh process.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    import psutil
+
+    process, done = psutil.Process(), threading.Event()
+    before = highest = process.memory_info().rss
+
+    def sample() -> None:
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=sample, daemon=True)
+    watcher.start()
+    try:
+        function()
+        highest = max(highest, process.memory_info().rss)
+    finally:
+        done.set()
+        watcher.join()
+    return highest - before
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model costs, at one sequence length and batch size."""
+
+    parameters: int
+    megabytes: float  # of its weights, 10^6 bytes
+    gigaflops: float  # 10^9 operations of one forward pass over the batch
+    latency: Latency  # of that forward pass
+    length: int
+    batch: int
+
+    def row(self, **more) -> dict:
+        """Return a table's row: what is given (``model="teacher", accuracy=0.87``), then the costs."""
+        return more | {
+            "parameters (M)": round(self.parameters / 1e6, 1),
+            "size (MB)": round(self.megabytes, 1),
+            "GFLOPs": round(self.gigaflops, 3),
+            "latency (ms)": round(self.latency.median, 1),
+        }
+
+
+@torch.inference_mode()
+def summary(model: Bert, length: int = 32, batch: int = 1, repeats: int = 30, warmup: int = 5) -> Measured:
+    """Measure a model on random token ids (batch, length), in evaluation mode, on the model's device."""
+    training, device = model.training, next(model.parameters()).device
+    count = flops(model.config, length, batch)
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch, length), generator=source).to(device)
+    model.eval()
+    try:
+        taken = latency(lambda: model(ids), repeats, warmup)
+    finally:
+        model.train(training)
+    return Measured(parameters(model), weight_bytes(model) / 1e6, count / 1e9, taken, length, batch)

@@ -1,0 +1,132 @@
+"""How good a classifier is, how sure that is, and whether another one is really better.
+
+scikit-learn and SciPy underneath. Labels and predictions are class numbers 0, 1, 2, …, as tensors (on any
+device), arrays or lists, one a text.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from sklearn import metrics as sk
+
+from tinylib.errors import UserError
+
+Numbers = torch.Tensor | np.ndarray | Sequence
+
+
+def accuracy(labels: Numbers, predictions: Numbers) -> float:
+    """Return the share of predictions that equal their label, in [0, 1]."""
+    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    return float((labels == predictions).mean())
+
+
+def classification_report(labels: Numbers, predictions: Numbers) -> dict[str, float | list[int]]:
+    """Return accuracy, macro precision, recall and F1 (each class counts alike), and the support.
+
+    A class that is never predicted has precision 0. ``support`` is the number of texts of each class,
+    0 … C-1.
+    """
+    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, predictions, average="macro", zero_division=0
+    )
+    support = np.bincount(labels, minlength=int(max(labels.max(), predictions.max())) + 1)
+    report = {"accuracy": accuracy(labels, predictions), "precision": precision, "recall": recall, "f1": f1}
+    return {name: float(value) for name, value in report.items()} | {"support": support.tolist()}
+
+
+def confusion(labels: Numbers, predictions: Numbers, classes: int | None = None) -> np.ndarray:
+    """Return the (C, C) confusion matrix of counts: row = true class, column = predicted class.
+
+    ``classes`` is C; without it, as many as the largest number among labels and predictions asks for.
+    """
+    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    largest = int(max(labels.max(), predictions.max()))
+    if classes is not None and largest >= classes:
+        raise UserError(
+            f"class {largest} occurs, but classes={classes} allows 0 to {classes - 1}; "
+            f"pass classes={largest + 1}"
+        )
+    return sk.confusion_matrix(labels, predictions, labels=np.arange(classes or largest + 1))
+
+
+def bootstrap_interval(
+    labels: Numbers,
+    predictions: Numbers,
+    metric: Callable[..., float] = accuracy,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of ``metric(labels, predictions)``.
+
+    The texts are drawn again with replacement, label and prediction together, ``resamples`` times; the
+    interval holds the middle ``level`` share of the metric's values. It says how the figure would vary with
+    another test set of this size, not with another training run. ``metric`` must return one number.
+    Source: Efron & Tibshirani 1993, section 13.3.
+    """
+    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    if not 0 < level < 1:
+        raise UserError(f"level={level} must lie between 0 and 1; the usual one is 0.95")
+    if resamples < 1:
+        raise UserError(f"resamples={resamples} must be at least 1; 2000 are usual")
+    rng, n = np.random.default_rng(seed), len(labels)
+    if metric is accuracy:
+        # The number of right texts in a draw is binomial: the same distribution without drawing the rows.
+        values = rng.binomial(n, accuracy(labels, predictions), size=resamples) / n
+    else:
+        draws = (rng.integers(0, n, size=n) for _ in range(resamples))
+        values = np.array([float(metric(labels[rows], predictions[rows])) for rows in draws])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(labels: Numbers, a: Numbers, b: Numbers) -> float:
+    """Return the exact two-sided p value of "classifiers ``a`` and ``b`` err equally often" (McNemar 1947).
+
+    Only the texts on which exactly one of the two is right count. If neither were better, each such text
+    would be a fair coin: a binomial test. The p value is 1 when there is no such text.
+    """
+    from scipy.stats import binomtest  # SciPy's statistics take half a second to import
+
+    labels, a, b = _aligned(labels=labels, a=a, b=b)
+    only_a, only_b = int(((a == labels) & (b != labels)).sum()), int(((a != labels) & (b == labels)).sum())
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+
+
+def mean_and_spread(values: Numbers) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation (over n - 1; 0 for a single value), as over seeds."""
+    numbers = _array("values", values).astype(float)
+    return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+
+
+def _array(name: str, values: Numbers) -> np.ndarray:
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.ndim != 1:
+        shape = tuple(array.shape)
+        raise UserError(
+            f"{name} has shape {shape}, but one number a text is needed; logits become classes by .argmax(-1)"
+        )
+    if not len(array):
+        raise UserError(f"{name} is empty; at least one value is needed")
+    return array
+
+
+def _aligned(**columns: Numbers) -> list[np.ndarray]:
+    """Return whole-number arrays of one length; refuse anything else with its name."""
+    arrays = {name: _array(name, values) for name, values in columns.items()}
+    first = next(iter(arrays))
+    for name, array in arrays.items():
+        if len(array) != len(arrays[first]):
+            raise UserError(
+                f"{len(arrays[first])} {first} but {len(array)} {name}; "
+                "pass one of each a text, in the same order"
+            )
+        if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min() < 0):
+            found = array.min() if array.dtype.kind == "i" else array[0]
+            raise UserError(
+                f"{name} must be class numbers 0, 1, 2, …, but hold {found!s} ({array.dtype}); "
+                "take .argmax(-1) of logits, or the label's number"
+            )
+    return [array.astype(np.int64) for array in arrays.values()]

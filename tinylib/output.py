@@ -1,0 +1,136 @@
+"""The folder that a command writes: there whole or not at all, and what was there before is lost only to a whole
+new one."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tinylib.errors import UserError
+from tinylib.models import is_full_disk
+
+CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # in the working folder only
+# What the commands write. A folder that holds anything else is not replaced.
+OURS = {
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+    "special_tokens_map.json", "metrics.json", "data", "compressed",
+}  # fmt: skip
+
+
+def place(folder: str | os.PathLike, reads: Sequence[str | os.PathLike] = ()) -> Path:
+    """Return the absolute path of an output folder, or say why nothing can be written there.
+
+    ``reads`` are the command's inputs: none of them may lie inside the folder, which is replaced at the end.
+    """
+    shown, folder = folder, Path(folder).expanduser().resolve()  # a link is followed: its target is replaced
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {shown} is a file; name a folder")
+    if os.path.ismount(folder) or folder in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"--out {shown} cannot be replaced as a whole; name a new folder inside it")
+    for source in reads:
+        read = Path(source).expanduser().resolve()
+        if read.exists() and (read == folder or folder in read.parents):
+            raise UserError(f"--out {shown} holds {source}, which this command reads; name another folder")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and (found - OURS or "metrics.json" not in found):
+        other = sorted(found - OURS or found)[0]
+        raise UserError(f"--out {shown} holds other files ({other}); name a new folder, so that none is lost")
+    return folder
+
+
+@contextlib.contextmanager
+def output(
+    folder: str | os.PathLike, reads: Sequence[str | os.PathLike] = (), run: dict | None = None,
+    resume: bool = False,
+) -> Iterator[Path]:  # fmt: skip
+    """Yield a working folder beside ``folder``; when all went well it takes ``folder``'s place.
+
+    After any failure ``folder`` is as it was and the working folder is gone, unless ``run`` is given and there
+    are checkpoints in it: then ``resume`` finds them. ``run`` is what decides the result, as plain JSON: a run
+    is resumed with the same one only.
+    """
+    shown, folder = folder, place(folder, reads)
+    work, old = (folder.parent / f".{folder.name}.{state}" for state in ("unfinished", "old"))
+    new_parents = [path for path in folder.parents if not path.exists()]
+    with _sentences(shown, work):
+        work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"--out {shown} is being written by another process; wait, or name another") from None
+    try:
+        with _sentences(shown, work):
+            if old.exists() and not folder.exists():  # killed between the two steps of a replacement
+                os.replace(old, folder)
+            _prepare(work, run, resume, shown)
+            yield work
+            for name in (CHECKPOINTS, RUN):
+                _remove(work / name)
+            _replace(folder, work, old, lock)
+    finally:
+        if work.exists() and not (run and any(work.glob(f"{CHECKPOINTS}/*.safetensors"))):
+            shutil.rmtree(work, ignore_errors=True)
+            for path in new_parents:
+                with contextlib.suppress(OSError):  # not empty: others write there too
+                    path.rmdir()
+        lock.release()
+
+
+def _prepare(work: Path, run: dict | None, resume: bool, shown) -> None:
+    """Leave in the working folder the checkpoints that are to be resumed, and nothing else."""
+    told = json.loads(json.dumps(run))  # as it reads after having been stored
+    if run and any(work.glob(f"{CHECKPOINTS}/*.safetensors")):
+        if not resume:
+            remedy = f"go on with --resume, or delete {work} to start over"
+            raise UserError(f"an interrupted run into {shown} is there; {remedy}")
+        stored = json.loads((work / RUN).read_text(encoding="utf-8")) if (work / RUN).exists() else {}
+        if other := sorted(name for name in {*stored, *told} if stored.get(name) != told.get(name)):
+            was = ", ".join(f"{name} was {stored.get(name)}, is {told.get(name)}" for name in other)
+            raise UserError(f"--resume: the run into {shown} had other settings ({was}); repeat the old ones")
+    for path in work.iterdir():
+        if path.name != LOCK and not (run and path.name == CHECKPOINTS):
+            _remove(path)
+    (work / CHECKPOINTS).mkdir(exist_ok=True)
+    (work / RUN).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _replace(folder: Path, work: Path, old: Path, lock: FileLock) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        (work / LOCK).unlink()
+    except PermissionError:  # Windows removes no open file
+        lock.release()
+        (work / LOCK).unlink(missing_ok=True)
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_full_disk(error):
+            remedy = "free some space or name a folder on another disk"
+            raise UserError(f"the disk of --out {shown} is full; {remedy}") from error
+        # The path tells the output's own trouble from that of a file that the command reads.
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(work.parent)):
+            why = error.strerror or error
+            raise UserError(f"--out {shown} cannot be written ({why}); name another place") from error
+        raise

@@ -1,0 +1,288 @@
+"""Pruning: from a model to one with fewer weights that has recovered from the loss of the others.
+
+Which weights go is in ``masks``, whose names are at hand here too. Zeros make nothing faster: a matrix
+product multiplies them like any other number. ``prune_neurons`` and ``prune_layers`` make the matrices
+smaller, and those are.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from tinylib.bert import Bert
+from tinylib.distill import soft_target_loss
+from tinylib.errors import UserError
+from tinylib.masks import (
+    Masks,
+    bitmask_bytes,
+    global_masks,
+    head_masks,
+    layer_masks,
+    load_compressed,
+    magnitude_mask,
+    prunable,
+    random_masks,
+    save_compressed,
+    sparsity_of,
+    whole_count,
+    whole_masks,
+)  # fmt: skip
+from tinylib.text import LengthBuckets
+from tinylib.train import Batch, Examples, History, LossFn, classification_loss, fit, predict
+
+__all__ = [
+    "GradualPruner", "Masks", "Recovered", "bitmask_bytes", "by_layer", "cubic_sparsity", "global_masks",
+    "head_masks", "layer_masks", "load_compressed", "magnitude_mask", "prunable", "prune_and_recover",
+    "prune_by", "prune_heads", "prune_layers", "prune_neurons", "random_masks", "recover",
+    "save_compressed", "sensitivity", "sparsity_of", "teacher_loss", "whole_masks",
+]  # fmt: skip
+
+
+def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
+    """Return the share to be removed at a step: fast at first, slow when little is left.
+
+    Zhu and Gupta 2017, eq. 1: s_t = s_f + (s_i − s_f)·(1 − (t − t₀)/(n·Δt))³ between ``begin`` = t₀ and
+    ``end`` = t₀ + n·Δt; constant outside.
+    """
+    if end <= begin:
+        raise UserError(f"end={end} must be later than begin={begin}")
+    progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return final + (initial - final) * (1.0 - progress) ** 3
+
+
+class GradualPruner:
+    """Raise the sparsity along ``cubic_sparsity`` as the ``after_step`` of ``train.fit``.
+
+    The masks are drawn anew every ``every`` steps from ``begin`` to ``end`` and frozen after that. What is
+    removed never comes back. ``make(model, sparsity)`` decides the masks: ``global_masks`` (default),
+    ``layer_masks``, ….
+    """
+
+    def __init__(
+        self,
+        final: float,
+        begin: int,
+        end: int,
+        every: int = 1,
+        make: Callable[[Bert, float], Masks] = global_masks,
+    ):
+        if every < 1:
+            raise UserError(f"every={every} must be at least 1 step")
+        cubic_sparsity(begin, begin, end, final)  # refuses an empty schedule now, not at step `begin`
+        self.final, self.begin, self.end, self.every, self.make = final, begin, end, every, make
+        self.masks: Masks | None = None
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        """Update the masks if this step is one for it, and apply them."""
+        if self.masks:  # before ranking: the step just taken moved the removed weights off zero
+            self.masks.apply(model)
+        due = self.begin <= step <= self.end and ((step - self.begin) % self.every == 0 or step == self.end)
+        if due or (self.masks is None and step > self.begin):
+            self.masks = self.make(model, cubic_sparsity(step, self.begin, self.end, self.final))
+            self.masks.apply(model)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A pruned model that has trained on, its masks, and the history of that training."""
+
+    model: Bert
+    masks: Masks
+    history: History
+
+
+class FirstBatches(LengthBuckets):
+    """Yield only the first ``steps`` batches of each epoch."""
+
+    def __init__(self, lengths: Tensor, batch_size: int, seed: int, steps: int):
+        super().__init__(lengths, batch_size, seed=seed)
+        if not 1 <= steps <= (most := super().__len__()):
+            raise UserError(f"steps={steps} must be between 1 and an epoch's {most} batches; or give epochs")
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def _batches(self) -> list[list[int]]:
+        return super()._batches()[: self.steps]
+
+
+def teacher_loss(teacher: Bert, examples: Examples, temperature: float = 1.0) -> LossFn:
+    """Return a ``loss_fn`` that compares logits with the teacher's, which are computed once a text."""
+    targets = predict(teacher, examples.encoded, label="teacher logits").clone()
+
+    def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
+        wanted = targets[batch["rows"].cpu()].to(logits.device)
+        return {"prediction": soft_target_loss(logits, wanted, temperature)}
+
+    return losses
+
+
+def recover(
+    model: Bert, examples: Examples, loss_fn: LossFn = classification_loss, *, epochs: int = 1,
+    lr: float = 5e-5, steps: int | None = None, batch_size: int = 32, seed: int = 0,
+    label: str = "recovering", after_step=None, after_epoch=None,
+) -> History:  # fmt: skip
+    """Train a pruned model on, in place; ``steps`` stops each epoch after so many batches."""
+    batches = _batches(examples, batch_size, seed, steps)
+    return fit(
+        model, DataLoader(examples, batch_sampler=batches, collate_fn=examples.collate), loss_fn,
+        epochs=epochs, lr=lr, seed=seed, label=label, after_step=after_step, after_epoch=after_epoch,
+    )  # fmt: skip
+
+
+def _batches(examples: Examples, batch_size: int, seed: int, steps: int | None) -> LengthBuckets:
+    lengths = examples.encoded.lengths
+    if steps is None:
+        return LengthBuckets(lengths, batch_size, seed=seed)
+    return FirstBatches(lengths, batch_size, seed, steps)
+
+
+def prune_and_recover(
+    model: Bert, examples: Examples, sparsity: float, loss_fn: LossFn = classification_loss, *,
+    epochs: int = 1, steps: int | None = None, gradual: bool = False,
+    make: Callable[[Bert, float], Masks] = global_masks, batch_size: int = 32, seed: int = 0, **training,
+) -> Recovered:  # fmt: skip
+    """Prune a copy of a model and train what is left; the model given stays as it is.
+
+    loss_fn: ``train.classification_loss`` (labels) or ``teacher_loss(teacher, examples)`` (soft targets).
+    gradual: raise the sparsity over the first two thirds of the run (``GradualPruner``), not all at once.
+    make: ``global_masks``, ``layer_masks``, ``whole_masks``, ``head_masks``, or a function of yours.
+    steps and the rest: as in ``recover``.
+    """
+    model = copy.deepcopy(model)
+    total = epochs * len(_batches(examples, batch_size, seed, steps))
+    end = 2 * total // 3
+    if gradual and end:
+        pruner = GradualPruner(sparsity, begin=0, end=end, every=max(1, end // 20), make=make)
+    else:
+        pruner = make(model, sparsity)
+        pruner.apply(model)
+    run = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}
+    history = recover(model, examples, loss_fn, after_step=pruner, **run, **training)
+    return Recovered(model, pruner.masks if isinstance(pruner, GradualPruner) else pruner, history)
+
+
+def sensitivity(
+    model: Bert,
+    evaluate: Callable[[Bert], float],
+    levels: Sequence[float],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, list[float]]:
+    """Return ``evaluate(model)`` with one group of weights pruned to each level and all others left whole.
+
+    ``groups`` names lists of weights (default: each prunable weight alone; ``by_layer(model)`` for whole
+    layers). The model is as before afterwards, even if ``evaluate`` raises.
+    """
+    groups = groups or {name: [name] for name in prunable(model)}
+    found: dict[str, list[float]] = {}
+    for group, names in tqdm(groups.items(), desc="sensitivity", leave=False):
+        whole = {name: model.get_parameter(name).detach().clone() for name in names}
+        found[group] = []
+        for level in levels:
+            try:
+                Masks({name: magnitude_mask(weight, level) for name, weight in whole.items()}).apply(model)
+                found[group].append(evaluate(model))
+            finally:
+                with torch.no_grad():
+                    for name, weight in whole.items():
+                        model.get_parameter(name).copy_(weight)
+    return found
+
+
+def by_layer(model: Bert) -> dict[str, list[str]]:
+    """Return the names of the prunable weights of each encoder layer, for ``sensitivity``."""
+    names = list(prunable(model))
+    return {
+        f"layer {i + 1}": [n for n in names if n.startswith(f"layers.{i}.")] for i in range(len(model.layers))
+    }
+
+
+def prune_neurons(model: Bert, share: float) -> Bert:
+    """Return a smaller Bert without a share of the neurons of each feed-forward network.
+
+    ``round(share · I)`` of I = intermediate_size go. A neuron is a row of ``up`` and a column of ``down``;
+    those with the smallest product of the two norms go. Every layer loses as many, since ``config.json``
+    knows one intermediate_size, so ``transformers`` loads the result.
+    """
+    width = model.config.intermediate_size
+    smaller = _empty_copy(model, intermediate_size=width - whole_count(share, width, "neurons"))
+    state = model.state_dict()
+    for i, layer in enumerate(model.layers):
+        size = layer.up.weight.detach().norm(dim=1) * layer.down.weight.detach().norm(dim=0)
+        keep = magnitude_mask(size, share)
+        for name in ("up.weight", "up.bias"):
+            state[f"layers.{i}.{name}"] = state[f"layers.{i}.{name}"][keep]
+        state[f"layers.{i}.down.weight"] = state[f"layers.{i}.down.weight"][:, keep]
+    smaller.load_state_dict(state)
+    return smaller
+
+
+def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:
+    """Return a smaller Bert with only some encoder layers.
+
+    ``keep``: how many of the first ones, or the numbers (1…L) of those that stay. The top layers are the ones
+    that a fine-tuned BERT misses least (Sajjad et al. 2023), hence the first by default.
+    """
+    L = model.config.num_hidden_layers
+    kept = list(range(1, keep + 1)) if isinstance(keep, int) else [int(m) for m in keep]
+    if not kept or sorted(set(kept)) != kept or kept[0] < 1 or kept[-1] > L:
+        raise UserError(
+            f"keep={keep} must be 1 to {L}, or rising layer numbers from 1 to {L} such as (1, 2, {L})"
+        )
+    smaller = _empty_copy(model, num_hidden_layers=len(kept))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers.")}
+    for i, m in enumerate(kept):
+        state |= {f"layers.{i}.{name}": tensor for name, tensor in model.layers[m - 1].state_dict().items()}
+    smaller.load_state_dict(state)
+    return smaller
+
+
+def prune_heads(model: Bert, share: float) -> Bert:
+    """Return a copy with ``round(share · H)`` heads of each layer zeroed.
+
+    To keep them so, recover with ``prune_and_recover(…, make=head_masks)``. The matrices keep their size, so
+    nothing is faster: in Hugging Face's BERT layout H heads have C/H columns each, and fewer heads at the
+    same C would mean wider ones. ``save_compressed`` stores the zeros away.
+    """
+    pruned = copy.deepcopy(model)
+    head_masks(model, share).apply(pruned)
+    return pruned
+
+
+def _empty_copy(model: Bert, **changes) -> Bert:
+    """Return a model of other sizes, on the same device, whose weights are still to be filled in."""
+    smaller = Bert(model.config.replace(**changes), torch.Generator()).to(next(model.parameters()).device)
+    smaller.tokenizer_folder = model.tokenizer_folder
+    return smaller.train(model.training)
+
+
+def prune_by(
+    method: str, model: Bert, examples: Examples, sparsity: float, *, teacher: Bert | None = None,
+    temperature: float = 1.0, **training,
+) -> Bert:  # fmt: skip
+    """Prune by "magnitude", "heads", "neurons" or "layers", recover, and return the new model.
+
+    ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, the top ones). With a
+    ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
+    ``recover``.
+    """
+    loss_fn = teacher_loss(teacher, examples, temperature) if teacher else classification_loss
+    if method in ("magnitude", "heads"):
+        make = whole_masks if method == "magnitude" else head_masks
+        return prune_and_recover(model, examples, sparsity, loss_fn, make=make, **training).model
+    if method == "neurons":
+        smaller = prune_neurons(model, sparsity)
+    elif method == "layers":
+        L = model.config.num_hidden_layers
+        smaller = prune_layers(model, L - whole_count(sparsity, L, "layers"))
+    else:
+        raise UserError(f"method={method!r} is not one of magnitude, heads, neurons, layers")
+    recover(smaller, examples, loss_fn, **training)
+    return smaller
