@@ -1,7 +1,7 @@
 """The command line: doctor, fetch, teach, distill, prune, evaluate, export.
 
-A mistake of the user's ends with exit code 2 and one sentence; what a command makes appears in ``--out`` whole or
-not at all.
+A mistake of the user's ends with exit code 2 and one sentence; what a command makes appears in ``--out``
+whole or not at all.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinylib import __version__
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 
 # torch and what stands on it are imported only once a command is to run, so that --help answers at once.
 
@@ -27,9 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = Parser(
-        prog="tinylib", description="Compress a BERT: teach, distil, prune, measure, export.", allow_abbrev=False
-    )
+    text = "Compress a BERT: teach, distil, prune, measure, export."
+    parser = Parser(prog="tinylib", description=text, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"tinylib {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -64,7 +63,8 @@ DATA = "shipped name, hub name (glue/sst2), file, or folder with train, validati
 
 
 def _teach_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--base", required=True, metavar="MODEL", help="folder, hub name or shipped name (minilm-l6)")
+    base = "folder, hub name or shipped name (minilm-l6)"
+    sub.add_argument("--base", required=True, metavar="MODEL", help=base)
     _data_and_out(sub)
     sub.add_argument("--epochs", type=_count, default=3)
     rate = "learning rate (default 1e-4, for MiniLM; 2e-5 for BERT-base)"
@@ -116,7 +116,8 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--resume", action="store_true", help="go on with an interrupted run into the same --out")
+    text = "go on with an interrupted run into the same --out"
+    sub.add_argument("--resume", action="store_true", help=text)
 
 
 def _number(kind, accept, wanted: str):
@@ -145,7 +146,7 @@ def _layers(text: str) -> tuple[int, ...]:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
     name = "tinylib"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are about other programs than this one
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are not about this program
     try:
         args = build_parser().parse_args(argv)
         name = f"tinylib {args.command}"
@@ -177,11 +178,12 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "tinylib").startswith("tinylib"):
-        return f"the package {error.name} is missing; tinylib doctor lists what is needed and how to get it"
+        return f"the package {error.name} is missing; tinylib doctor says what is needed and how to get it"
     if isinstance(error, OSError):
         why = error.strerror or error
-        return f"{error.filename or 'a file'}: {why}; check that it is there, may be used, and the disk has room"
-    if isinstance(error, MemoryError) or any(text in str(error) for text in ("out of memory", "allocate memory")):
+        return f"{error.filename or 'a file'}: {why}; check that it may be used and that the disk has room"
+    full = ("out of memory", "allocate memory")  # what torch says on a GPU and on a CPU
+    if isinstance(error, MemoryError) or any(text in str(error) for text in full):
         return "the memory is full; try a smaller --batch-size or --max-length, or close other programs"
     return None
 
@@ -191,7 +193,7 @@ def _notes(name: str) -> Iterator[None]:
     """Show the package's own warnings as one line each, and nobody else's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=UserWarning, module=r"tinylib\b")
+        warnings.simplefilter("always", category=UserNote)
         warnings.showwarning = lambda message, *_, **__: print(f"{name}: note: {message}", file=sys.stderr)
         yield
 

@@ -14,6 +14,7 @@ from tinylib import distill as kd
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.errors import UserError
+from tinylib.text import load_tokenizer
 
 
 def teach(args) -> int:
@@ -71,12 +72,14 @@ def prune(args) -> int:
     prepared = _prepare(args, args.model)
     dense = _classifier(args.model, prepared)
     teacher = _classifier(args.teacher, prepared) if args.teacher else None
+    if teacher:
+        _same_vocabulary(args.model, args.teacher)
     more = {"settings": _settings(args), "dense_accuracy": course.score(dense, prepared)}
     with output.output(args.out, reads) as work:
         _save_split(args, work)
         model = pruning.prune_by(
-            args.method, dense, prepared.examples("train"), args.sparsity, teacher=teacher, epochs=args.epochs,
-            lr=args.lr, batch_size=args.batch_size, seed=args.seed,
+            args.method, dense, prepared.examples("train"), args.sparsity, teacher=teacher,
+            epochs=args.epochs, lr=args.lr, batch_size=args.batch_size, seed=args.seed,
         )  # fmt: skip
         model.save_pretrained(work)
         masks.save_compressed(model, work / "compressed")
@@ -112,7 +115,7 @@ def export(args) -> int:
         raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
     with output.output(args.out, [args.model]) as work:
         model.save_pretrained(work)
-        size = sum(measure.file_size(path) for path in work.iterdir() if path.is_file() and path.name[0] != ".")
+        size = measure.file_size(work / "model.safetensors")
         report = {
             "model": str(args.model), "format": args.format, "bytes": size, "tinylib": __version__,
             "parameters": measure.parameters(model), "seconds": round(time.perf_counter() - started, 1),
@@ -135,17 +138,15 @@ def _prepare(args, base):
 
 
 def _load(source, prepared=None):
-    """Load a model in either layout, dense or compressed; with ``prepared``, one that knows all its tokens."""
+    """Load a model in either layout, dense or compressed; with ``prepared``, one that knows its tokens."""
     folder = models.resolve(source)
     dense = (folder / "model.safetensors").exists() or not (folder / masks.COMPRESSED).exists()
     model = Bert.from_pretrained(folder) if dense else masks.load_compressed(folder)
     if prepared:
         highest = max(int(ids.max()) for split in prepared.encoded.values() for ids in split.ids)
         if highest >= model.config.vocab_size:
-            size = model.config.vocab_size
-            raise UserError(
-                f"{source} knows {size} tokens and its tokenizer gives number {highest}; they are not of one model"
-            )
+            why = f"the tokenizer gives token {highest}, but the model has {model.config.vocab_size}"
+            raise UserError(f"{source}: {why}; the two are not of one model, copy both again")
     return model
 
 
@@ -153,15 +154,15 @@ def _classifier(source, prepared):
     """Load a model that must be a classifier of these labels."""
     model = _load(source, prepared)
     if model.config.head != "classification":
-        raise UserError(f"{source} has no classification head; fine-tune it first: tinylib teach --base {source}")
+        remedy = f"fine-tune it first: tinylib teach --base {source}"
+        raise UserError(f"{source} has no classification head; {remedy}")
     known, asked = tuple(model.config.labels), tuple(prepared.names)
     numbers = tuple(map(str, range(len(known))))  # labels that are numbers only are in the model's order
     unnamed = known == tuple(f"LABEL_{n}" for n in numbers) and len(asked) == len(known)
     if not (asked in (known, numbers) or unnamed):
-        raise UserError(
-            f"{source} knows the labels {', '.join(known)}, but the data has {', '.join(asked)} (in this order); "
-            f"number the data's labels 0 to {len(known) - 1} in the model's order, or use a model of the same task"
-        )
+        why = f"knows the labels {', '.join(known)}, but the data has {', '.join(asked)} (in this order)"
+        remedy = f"number the data's labels 0 to {len(known) - 1} in the model's order"
+        raise UserError(f"{source} {why}; {remedy}, or use a model of the same task")
     return model.to(course.device())
 
 
@@ -169,11 +170,15 @@ def _general(args, teacher):
     """Load the student of general distillation, with the teacher's classes and tokenizer."""
     start = torch.Generator().manual_seed(args.seed)
     student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
-    if student.config.vocab_size != teacher.config.vocab_size:
-        sizes = f"{student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}"
-        raise UserError(f"--general {args.general} knows {sizes}; use a student of the teacher's vocabulary")
+    _same_vocabulary(args.general, args.teacher)
     student.tokenizer_folder = teacher.tokenizer_folder
     return student
+
+
+def _same_vocabulary(one, other) -> None:
+    if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
+        remedy = "use two models with one vocabulary"
+        raise UserError(f"the tokenizers of {one} and {other} number their tokens differently; {remedy}")
 
 
 def _save_split(args, folder: Path) -> None:
@@ -210,7 +215,7 @@ def _finish(folder: Path, report: dict) -> None:
 
 def _settings(args) -> dict:
     """Return what the command was asked for, as JSON can hold it."""
-    hidden = ("command", "out", "resume", "json")
+    hidden = ("command", "out", "resume", "json")  # what does not decide the result
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in hidden}
 
 
@@ -221,8 +226,8 @@ def _say(args, report: dict) -> None:
 
 def _table(report: dict) -> None:
     names = (
-        "accuracy", "f1", "teacher_accuracy", "dense_accuracy", "retention", "sparsity", "parameters", "bytes",
-        "bytes_compressed", "seconds",
+        "accuracy", "f1", "teacher_accuracy", "dense_accuracy", "retention", "sparsity", "parameters",
+        "bytes", "bytes_compressed", "seconds",
     )  # fmt: skip
     for name in (n for n in names if n in report):
         value = report[name]

@@ -3,6 +3,7 @@
 A lesson never needs another to have run: what is not in the cache is made here, with a progress bar, and kept.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -153,3 +154,12 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
         result.student.save_pretrained(folder)
 
     return Bert.from_pretrained(models.product("student", recipe, make)).to(device())
+
+
+def run_folder(name: str, settings: distill.Settings, prepared: Prepared) -> Path:
+    """Return the cache's folder for the checkpoints of a lesson's run, one for each data set, teacher and settings."""
+    recipe = {"base": tier().base, "data": prepared.fingerprint, "settings": asdict(settings)}
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    folder = models.cache_folder() / "runs" / f"{name}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict  # by name: beartype looks DatasetDict's own "Dataset" up here
 
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, from_columns, read
 from tinylib.files import normalise as normalise  # offered here too: it decides what counts as a duplicate
 from tinylib.models import hub_answers
@@ -191,7 +191,8 @@ def _load_folder(folder: Path, seed: int) -> DatasetDict:
     seen = set(parts["train"].keys())
     shared = sum(key in seen for key in parts["test"].keys())
     if shared:
-        warnings.warn(f"{folder}: {shared} texts of test are in train too, a flattering test", stacklevel=3)
+        note = f"{folder}: {shared} texts of test are in train too, a flattering test"
+        warnings.warn(note, UserNote, stacklevel=3)
     return assemble(parts)
 
 

@@ -207,13 +207,13 @@ class Settings:
     """How a student is distilled; the defaults are those of the laptop tier."""
 
     student: str = "4x312"
-    start: str = "embeddings"  # see student.new_student
+    start: str = "teacher"  # see student.new_student
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     weights: Weights = Weights()
     temperature: float = 1.0  # "t = 1 works well" (section 4.2)
-    epochs_intermediate: int = 6
+    epochs_intermediate: int = 3
     lr_intermediate: float = 5e-4
-    epochs_prediction: int = 3
+    epochs_prediction: int = 2
     lr_prediction: float = 1e-4
     batch_size: int = 32
     cache_gb: float = 3.0  # teacher outputs are kept in memory up to this size, else computed anew each epoch
@@ -334,7 +334,7 @@ def distill(
     """
     settings = settings or Settings()
     if student is None:
-        config = BertConfig.parse(settings.student)
+        config = student_config(teacher, settings.student)
         layer_map = LayerMap(settings.layer_map or LayerMap.uniform(teacher.config.num_hidden_layers, config.num_hidden_layers))
         student = new_student(teacher, config, layer_map, settings.start, torch.Generator().manual_seed(settings.seed))
     student.to(next(teacher.parameters()).device)
@@ -342,6 +342,17 @@ def distill(
     projections, intermediate = distill_intermediate(teacher, student, examples, settings, steps[0], after_epoch)
     prediction = distill_prediction(teacher, student, examples, settings, steps[1], after_epoch)
     return Result(student, projections, intermediate, prediction)
+
+
+def student_config(teacher: Bert, shape: str) -> BertConfig:
+    """Read a shape such as "4x312" and give it the teacher's number of heads, which the attention loss compares one by one."""
+    config, heads = BertConfig.parse(shape), teacher.config.num_attention_heads
+    if config.hidden_size % heads:
+        width = max(heads, heads * round(config.hidden_size / heads))
+        raise UserError(
+            f"student {shape}: its width must be a multiple of the teacher's {heads} heads; try {config.num_hidden_layers}x{width}"
+        )
+    return config.replace(num_attention_heads=heads)
 
 
 def _layer_map(teacher: Bert, student: Bert, settings: Settings) -> LayerMap:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tinylib import PYTHON
 from tinylib.errors import UserError
 
 FINE, WARNING, TROUBLE = "✓", "!", "✗"
 ASCII = {FINE: "ok", WARNING: "!", TROUBLE: "x"}  # for a console that cannot show the marks (Windows' cp1252)
-PYTHON = (3, 10)
 DISK_LOW, DISK_FULL = 2e9, 0.3e9  # bytes; below the second the teacher's weights do not fit
 MEMORY_LOW = 2e9  # bytes; fine-tuning the laptop tier's teacher takes about 1.5 GB
 
@@ -150,7 +150,8 @@ def disk() -> Iterator[Line]:
         seen.add(device)
         free = shutil.disk_usage(folder).free
         where = f"disk of {what}: {free / 1e9:.1f} GB free"
-        remedy = "free some space" + ", or set TINYLIB_HOME to a folder on another disk" * (what == "the cache")
+        elsewhere = ", or set TINYLIB_HOME to a folder on another disk" if what == "the cache" else ""
+        remedy = f"free some space{elsewhere}"
         mark = TROUBLE if free < DISK_FULL else WARNING if free < DISK_LOW else FINE
         yield Line(mark, where if mark == FINE else f"{where}, {DISK_LOW / 1e9:.0f} are wanted: {remedy}")
 
@@ -216,8 +217,8 @@ def results() -> Iterator[Line]:
         else:
             why = "left by a process that was killed"
             yield Line(WARNING, f"half a result lies in {short(folder)}, {why}: delete that folder")
-    made = products()
-    yield Line(FINE, f"results of lessons in the cache: {len(made)}, {sum(p.bytes for p in made) / 1e6:.0f} MB")
+    sizes = [product.bytes for product in products()]
+    yield Line(FINE, f"results of lessons in the cache: {len(sizes)}, {sum(sizes) / 1e6:.0f} MB")
 
 
 def _is_being_made(folder: Path) -> bool:

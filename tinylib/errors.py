@@ -1,4 +1,4 @@
-"""The one exception that the package raises for a user's mistake."""
+"""The one exception that the package raises for a user's mistake, and the one warning that it gives."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the sentence and exits with code 2; in a notebook it is the last line of the traceback.
     """
+
+
+class UserNote(UserWarning):
+    """Say in one sentence what the user should know about the result; the command line prints it as a note."""

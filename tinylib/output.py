@@ -1,5 +1,4 @@
-"""The folder that a command writes: there whole or not at all, and what was there before is lost only to a whole
-new one."""
+"""The folder that a command writes, whole or not at all; an older one goes only for a whole new one."""
 
 import contextlib
 import json
@@ -49,9 +48,9 @@ def output(
 ) -> Iterator[Path]:  # fmt: skip
     """Yield a working folder beside ``folder``; when all went well it takes ``folder``'s place.
 
-    After any failure ``folder`` is as it was and the working folder is gone, unless ``run`` is given and there
-    are checkpoints in it: then ``resume`` finds them. ``run`` is what decides the result, as plain JSON: a run
-    is resumed with the same one only.
+    After any failure ``folder`` is as it was and the working folder is gone, unless ``run`` is given and
+    there are checkpoints in it: then ``resume`` finds them. ``run`` is what decides the result, as plain
+    JSON: a run is resumed with the same one only.
     """
     shown, folder = folder, place(folder, reads)
     work, old = (folder.parent / f".{folder.name}.{state}" for state in ("unfinished", "old"))
@@ -62,7 +61,8 @@ def output(
         try:
             lock.acquire()
         except Timeout:
-            raise UserError(f"--out {shown} is being written by another process; wait, or name another") from None
+            remedy = "wait, or name another folder"
+            raise UserError(f"--out {shown} is being written by another process; {remedy}") from None
     try:
         with _sentences(shown, work):
             if old.exists() and not folder.exists():  # killed between the two steps of a replacement

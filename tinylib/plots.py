@@ -25,7 +25,7 @@ def style() -> None:
     plt.rcParams.update({"figure.figsize": (8, 4), "figure.dpi": 100, "axes.titlesize": "medium", "axes.titleweight": "bold"})
 
 
-def figure(rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.0, **options):
+def figure(rows: int = 1, columns: int = 1, width: float | int = 8.0, height: float | int = 4.0, **options):
     """Return a figure and its axes in the course's style; width and height in inches, for the whole figure."""
     style()
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
@@ -117,4 +117,24 @@ def reliability(confidence, right, ax: Axes, bins: int = 5, label: str | None = 
         [confidence[rows].mean() for rows in parts], [right[rows].mean() for rows in parts],
         color=COLOURS[index], linestyle=LINES[index], marker=MARKERS[index], linewidth=2, label=label,
     )  # fmt: skip
+    return ax
+
+
+def histograms(groups: Mapping, ax: Axes, bins: Sequence | int = 20) -> Axes:
+    """Draw the outline of each group's histogram (name -> numbers); the legend gives its mean."""
+    for i, (name, values) in enumerate(groups.items()):
+        values = np.asarray(values, dtype=float)
+        look = {"color": COLOURS[i % 8], "linestyle": LINES[i % 6], "linewidth": 2}
+        ax.hist(values, bins=bins, histtype="step", label=f"{name}, mean {values.mean():.0f}", **look)
+    ax.legend()
+    return ax
+
+
+def signed_bars(values: Mapping[str, float], ax: Axes) -> Axes:
+    """Draw named values as horizontal bars; colour and hatching tell those below zero from the others."""
+    for name, value in values.items():
+        low = value < 0
+        ax.barh(name, value, color=COLOURS[low], hatch="//" if low else "", edgecolor="white", alpha=0.85)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.grid(axis="y", visible=False)
     return ax

@@ -28,12 +28,14 @@ def load_tokenizer(source: str | Path):
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder} has no tokenizer; copy the model's tokenizer.json into it")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")  # an empty vocabulary is noticed only here
     except Exception as error:  # ValueError, OSError, TypeError, and the plain Exception of the Rust library
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{folder} holds a damaged tokenizer ({first}); copy its tokenizer.json again"
         ) from None
+    return tokenizer
 
 
 @dataclass(frozen=True)

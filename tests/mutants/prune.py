@@ -48,12 +48,12 @@ def matrices_only(weight, sparsity):
 
 
 def rows(weight, sparsity):
-    rank = weight.abs().argsort(-1, stable=True).argsort(-1)
+    rank = weight.abs().argsort(dim=-1, stable=True).argsort(-1)
     return rank >= round(sparsity * weight.shape[-1])
 
 
 def columns(weight, sparsity):
-    rank = weight.abs().argsort(0, stable=True).argsort(0)
+    rank = weight.abs().argsort(dim=0, stable=True).argsort(0)
     return rank >= round(sparsity * weight.shape[0])
 
 
@@ -91,7 +91,9 @@ def _split(weights, mask):
 
 
 def _cuts(weights, sparsity):
-    return [w.abs().flatten().sort().values[max(round(sparsity * w.numel()) - 1, 0)] for w in weights.values()]
+    return [
+        w.abs().flatten().sort().values[max(round(sparsity * w.numel()) - 1, 0)] for w in weights.values()
+    ]
 
 
 def zeroes_the_weights(weights, sparsity):
@@ -155,7 +157,7 @@ MUTANTS = {
     "removal_cost": [
         (lambda w, g, h: g * w + 0.5 * h * w**2, "wrong sign"),
         (lambda w, g, h: -g * w + h * w**2, "½"),
-        (lambda w, g, h: -g * w, "second-order term"),
+        (lambda w, g, h: -g * w, "only the first-order"),
         (lambda w, g, h: 0.5 * h * w**2, "no minimum"),
         (lambda w, g, h: (g * w).abs() + 0.5 * h * w**2, "lower the loss"),
         (lambda w, g, h: (-g * w + 0.5 * h * w**2).abs(), "lower the loss"),
@@ -201,7 +203,7 @@ MUTANTS = {
         (lambda ws, s: {n: w.abs() > sum(_cuts(ws, s)) / 3 for n, w in ws.items()}, "mean of"),
         (lambda ws, s: {n: w.abs() > max(_cuts(ws, s)) for n, w in ws.items()}, "largest of"),
         (lambda ws, s: {n: w.abs() > _cuts(ws, s)[0] for n, w in ws.items()}, "first matrix"),
-        (lambda ws, s: {n: w.abs() > _cuts(ws, s)[-1] for n, w in ws.items()}, "exactly"),
+        (lambda ws, s: {n: w.abs() > _cuts(ws, s)[-1] for n, w in ws.items()}, "last matrix"),
         (lambda ws, s: _together(ws, 0.8), "exactly"),
         (lambda ws, s: list(_together(ws, s).values()), "dict"),
         (zeroes_the_weights, "pruned weight itself"),
@@ -240,7 +242,7 @@ MUTANTS = {
         (lambda n, s, b=32: (n / 8 + (n - round(s * n)) * b / 8) / 1e6, "megabytes"),
         (lambda n, s, b=32: n / 8 + (n - round(s * n)) * b, "not divided by 8"),
         (lambda n, s, b=32: n / 8 + n * b / 8, "every value"),
-        (lambda n, s, b=32: 10600, "right"),
+        (lambda n, s, b=32: 5000, "right"),
         (lambda n, s, b=32: None, "return"),
     ],
     "remove_neurons": [

@@ -3,13 +3,13 @@
 from tinylib.checks.core import Wrong, call, check
 
 
-def _number(name: str, value) -> float:
+def number(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Wrong(f"{name} should be a number, but yours is a {type(value).__name__}.")
     return float(value)
 
 
-def _near(a: float, b: float) -> bool:
+def near(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-6 * max(1.0, abs(b))
 
 
@@ -17,8 +17,8 @@ def _near(a: float, b: float) -> bool:
 def retention(attempt) -> None:
     """The share of the teacher's accuracy that the student keeps."""
     for student, teacher in ((0.72, 0.80), (0.90, 0.90), (0.826, 0.871)):
-        got, right = _number("Retention", call(attempt, student, teacher)), student / teacher
-        if _near(got, right):
+        got, right = number("Retention", call(attempt, student, teacher)), student / teacher
+        if near(got, right):
             continue
         known = {
             "upside down: it is the student's share of the teacher's accuracy, not the reverse": teacher / student,
@@ -33,7 +33,7 @@ def retention(attempt) -> None:
             "the mean of the two; a share is a ratio": (student + teacher) / 2,
         }
         for sentence, value in known.items():
-            if _near(got, value):
+            if near(got, value):
                 raise Wrong(f"For accuracies {student} and {teacher} you return {got:.4g}, which is {sentence}.")
         raise Wrong(f"For a student at {student} and a teacher at {teacher} retention is {right:.4g}, but you return {got:.4g}.")
 
@@ -42,8 +42,8 @@ def retention(attempt) -> None:
 def megabytes(attempt) -> None:
     """The size of a model's weights in millions of bytes."""
     for parameters, bits in ((14_350_248, 32), (22_713_216, 16), (1_000, 8)):
-        got, right = _number("The size", call(attempt, parameters, bits)), parameters * bits / 8e6
-        if _near(got, right):
+        got, right = number("The size", call(attempt, parameters, bits)), parameters * bits / 8e6
+        if near(got, right):
             continue
         known = {
             "in megabits: a byte has 8 bits": parameters * bits / 1e6,
@@ -57,6 +57,6 @@ def megabytes(attempt) -> None:
             "parameters divided by bits; each parameter *takes* that many bits": parameters / bits / 1e6,
         }
         for sentence, value in known.items():
-            if _near(got, value):
+            if near(got, value):
                 raise Wrong(f"For {parameters:,} parameters of {bits} bits you return {got:.6g}, which is {sentence}.")
         raise Wrong(f"{parameters:,} parameters of {bits} bits take {right:.6g} MB, but you return {got:.6g}.")

@@ -1,0 +1,622 @@
+"""The command line: what each command makes, and that a mistake ends in one sentence and leaves nothing behind.
+
+A random BERT of 2 layers, 32 wide, with a real WordPiece vocabulary, stands in for the pretrained model.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from tinylib import cli, datasets, masks, models, output, student, text
+from tinylib.bert import TOKENIZER_FILES, Bert
+from tinylib.errors import UserError
+
+GOOD, BAD = ("a warm and clever film", "great fun", "a fine story"), ("a dull mess", "boring and cold", "a bad story")
+WORDS = ("slow", "quick", "long", "short", "new", "old", "french", "silent", "early", "late", "big", "small")
+TEXTS = [f"{stem} , {word} and {other}" for stem in GOOD + BAD for word in WORDS[:8] for other in WORDS[8:]]
+LABELS = ["positive" if any(text.startswith(stem) for stem in GOOD) else "negative" for text in TEXTS]
+# as the command line of a child runs: one thread, so that sums are added in one order
+CHILD = {**os.environ, "OMP_NUM_THREADS": "1", "TINYLIB_TYPECHECK": "0", "HF_HUB_OFFLINE": "1"}
+
+
+def write_csv(path, rows, header=("text", "label")):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def make_checkpoint(folder, texts, heads=4, positions=40):
+    """Write a random BERT and a WordPiece tokenizer of these texts' words, by Hugging Face's own classes."""
+    folder.mkdir()
+    words = sorted({word for text in texts for word in text.split()})
+    letters = sorted(set("".join(words)))  # so that every word can be cut into known pieces
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces + words))}
+    fast = transformers.BertTokenizerFast(vocab=vocabulary)
+    fast.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=len(fast), max_position_embeddings=positions, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Give a folder with a base model, a table, and a teacher fine-tuned on it by the command itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_checkpoint(folder / "base", TEXTS)
+    write_csv(folder / "films.csv", zip(TEXTS, LABELS, strict=True))
+    rows = [(text, word, label) for text, word, label in zip(TEXTS, WORDS * 16, LABELS, strict=True)]
+    write_csv(folder / "pairs.csv", rows, ("text", "text_pair", "label"))
+    code = cli.main(
+        ["teach", "--base", f"{folder}/base", "--data", f"{folder}/films.csv", "--out", f"{folder}/teacher"]
+        + ["--epochs", "3", "--lr", "3e-3", "--batch-size", "16"]
+    )
+    assert code == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def metrics(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def tiny_distillation(place, out, *more) -> list[str]:
+    return ["distill", "--teacher", f"{place}/teacher", "--data", f"{place}/films.csv", "--student", "2x16",
+            "--out", str(out), "--epochs-intermediate", "2", "--epochs-prediction", "1", *more]  # fmt: skip
+
+
+# Help and usage
+
+
+def test_help_answers_at_once_and_without_torch():
+    code = "import sys; from tinylib import cli; cli.build_parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=CHILD, cwd=ROOT)
+    assert done.stdout == "False\n"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "tinylib", "--help"], check=True, capture_output=True, cwd=ROOT, env=CHILD)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("command", ["doctor", "fetch", "teach", "distill", "prune", "evaluate", "export"])
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: tinylib {command}" in capsys.readouterr().out
+
+
+# What the commands make
+
+
+def logits_of(folder, sentence: str):
+    """Give what transformers makes of a sentence with the model in a folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(**tokenizer(sentence, return_tensors="pt")).logits[0]
+
+
+def our_logits(folder, sentence: str):
+    batch = text.pad(text.encode(text.load_tokenizer(folder), [sentence]), [0])
+    with torch.no_grad():
+        return Bert.from_pretrained(folder)(batch["ids"], batch["mask"], batch["segments"]).logits[0]
+
+
+def check_in_transformers(folder):
+    """Load what a command wrote with transformers, and compare."""
+    torch.testing.assert_close(
+        logits_of(folder, TEXTS[0]), our_logits(folder, TEXTS[0]), atol=1e-5, rtol=1e-5
+    )
+    said = transformers.pipeline("text-classification", str(folder))(TEXTS[:2])
+    assert {answer["label"] for answer in said} <= {"positive", "negative"}
+
+
+def test_teach_writes_model_metrics_and_the_split(place):
+    report, folder = metrics(place / "teacher"), place / "teacher"
+    assert {"accuracy", "f1", "parameters", "seconds"} <= set(report)
+    assert report["accuracy"] > 0.9, "the labels follow from one word"
+    low, high = report["accuracy_interval_95"]
+    assert 0 <= low <= report["accuracy"] <= high <= 1
+    assert report["parameters"] == sum(p.numel() for p in Bert.from_pretrained(folder).parameters())
+    assert report["labels"] == ["negative", "positive"]
+    saved = datasets.load(folder / "data")
+    assert datasets.fingerprint(saved) == datasets.fingerprint(datasets.load(place / "films.csv"))
+    assert report["data_fingerprint"] == datasets.fingerprint(saved)
+    assert {path.name for path in folder.iterdir()} <= output.OURS
+    check_in_transformers(folder)
+
+
+def test_distill_reports_the_teacher_and_the_retention(place, capsys):
+    out = place / "student"
+    assert cli.main(tiny_distillation(place, out)) == 0
+    report, shown = metrics(out), capsys.readouterr()
+    assert report["teacher_accuracy"] == metrics(place / "teacher")["accuracy"]
+    assert report["retention"] == report["accuracy"] / report["teacher_accuracy"]
+    assert report["parameters"] < metrics(place / "teacher")["parameters"]
+    assert Bert.from_pretrained(out).config.num_hidden_layers == 2
+    assert all(name in shown.out for name in ("accuracy", "teacher accuracy", "retention", "seconds"))
+    assert "intermediate step" in shown.err, "progress is shown"
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+    check_in_transformers(out)
+
+
+def test_distill_starts_from_a_general_student(place, tmp_path):
+    general = make_checkpoint(tmp_path / "general", TEXTS)
+    options = ["--general", str(general), "--layer-map", "1,2", "--temperature", "2", "--epochs-intermediate", "0"]
+    assert cli.main(tiny_distillation(place, tmp_path / "out", *options)) == 0
+    report = metrics(tmp_path / "out")
+    assert report["settings"]["general"] == str(general)
+    assert report["settings"]["layer_map"] == [1, 2]
+    assert Bert.from_pretrained(tmp_path / "out").config.hidden_size == 32
+
+
+@pytest.mark.parametrize("method", ["magnitude", "heads", "neurons", "layers"])
+def test_prune_reports_the_sparsity_that_it_reached(place, tmp_path, method, capsys):
+    out = tmp_path / "pruned"
+    options = ["--sparsity", "0.5", "--method", method, "--epochs", "1", "--teacher", f"{place}/teacher"]
+    data = ["--data", f"{place}/teacher/data", "--out", str(out)]
+    assert cli.main(["prune", "--model", f"{place}/teacher", *data, *options]) == 0
+    report, config = metrics(out), Bert.from_pretrained(out).config
+    # of a layer's 4·C² + 2·C·I weights, at C = 32 and I = 64, half are the heads' and half the neurons'
+    wanted = {"magnitude": 0.5, "heads": 0.25, "neurons": 0.25, "layers": 0.5}[method]
+    assert report["sparsity"] == pytest.approx(wanted, abs=0.001)
+    assert config.num_hidden_layers == (1 if method == "layers" else 2)
+    assert config.intermediate_size == (32 if method == "neurons" else 64)
+    assert report["dense_accuracy"] == metrics(place / "teacher")["accuracy"]
+    assert report["bytes"] == (out / "model.safetensors").stat().st_size
+    assert report["bytes_compressed"] < 0.6 * report["bytes"]
+    assert not (out / "data").exists(), "a folder's own split is not copied"
+    if method in ("magnitude", "heads"):
+        assert report["bytes"] == (place / "teacher" / "model.safetensors").stat().st_size
+    else:
+        assert report["bytes"] < (place / "teacher" / "model.safetensors").stat().st_size
+    assert "sparsity" in capsys.readouterr().out
+    check_in_transformers(out)
+
+
+def test_pruning_without_recovery_is_the_masked_model(place, tmp_path):
+    data = ["--data", f"{place}/teacher/data", "--out", f"{tmp_path}/out", "--epochs", "0"]
+    assert cli.main(["prune", "--model", f"{place}/teacher", *data, "--sparsity", "0.3"]) == 0
+    dense = load_file(place / "teacher" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert torch.equal(tensor[tensor != 0], dense[name][tensor != 0]), name
+
+
+def test_a_compressed_model_is_evaluated_and_exported(place, tmp_path, capsys):
+    data = ["--data", f"{place}/teacher/data"]
+    prune = ["prune", "--model", f"{place}/teacher", *data, "--out", f"{tmp_path}/pruned", "--epochs", "1"]
+    assert cli.main(prune) == 0
+    small = tmp_path / "pruned" / "compressed"
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", str(small), *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == metrics(tmp_path / "pruned")["accuracy"]
+    assert cli.main(["export", "--model", str(small), "--format", "hf", "--out", f"{tmp_path}/dense"]) == 0
+    check_in_transformers(tmp_path / "dense")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_evaluate_prints_json_and_nothing_else(place, capsys, split):
+    command = ["evaluate", "--model", f"{place}/teacher", "--data", f"{place}/films.csv", "--split", split]
+    assert cli.main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["examples"] == len(datasets.load(place / "teacher" / "data")[split])
+    if split == "test":
+        told = metrics(place / "teacher")
+        assert all(report[name] == told[name] for name in ("accuracy", "f1", "parameters", "data_fingerprint"))
+    assert cli.main(command) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_export_writes_what_transformers_loads(place, tmp_path):
+    assert cli.main(["export", "--model", f"{place}/teacher", "--format", "hf", "--out", f"{tmp_path}/hf"]) == 0
+    exported = logits_of(tmp_path / "hf", TEXTS[3])
+    torch.testing.assert_close(exported, our_logits(place / "teacher", TEXTS[3]), atol=1e-5, rtol=1e-5)
+    assert metrics(tmp_path / "hf")["parameters"] == metrics(place / "teacher")["parameters"]
+    check_in_transformers(tmp_path / "hf")
+
+
+def test_pairs_of_texts_go_all_the_way(place, tmp_path):
+    data = ["--data", f"{place}/pairs.csv", "--max-length", "24", "--batch-size", "64"]
+    teach = ["teach", "--base", f"{place}/base", *data, "--out", f"{tmp_path}/pairs", "--epochs", "1"]
+    assert cli.main(teach) == 0
+    assert datasets.load(tmp_path / "pairs" / "data")["test"].column_names == ["text", "text_pair", "label"]
+    assert cli.main(["evaluate", "--model", f"{tmp_path}/pairs", *data[:-2]]) == 0
+
+
+# Labels
+
+
+def with_labels(place, folder, labels):
+    """Copy the teacher and rename its classes."""
+    shutil.copytree(place / "teacher", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+    config["label2id"] = {name: i for i, name in enumerate(labels)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_another_order_of_labels_is_refused_and_numbers_help(place, tmp_path, capsys):
+    turned = with_labels(place, tmp_path / "turned", ["positive", "negative"])
+    assert cli.main(["evaluate", "--model", str(turned), "--data", f"{place}/films.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "knows the labels positive, negative, but the data has negative, positive (in this order)" in said
+    assert "number the data's labels 0 to 1 in the model's order" in said
+    numbered = [(text, int(label == "negative")) for text, label in zip(TEXTS, LABELS, strict=True)]
+    write_csv(tmp_path / "numbered.csv", numbered)
+    assert cli.main(["evaluate", "--model", str(turned), "--data", f"{tmp_path}/numbered.csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] < 0.2, "the classes were renamed, not the weights"
+
+
+def test_a_model_without_names_takes_the_data_s_order(place, tmp_path, capsys):
+    unnamed = with_labels(place, tmp_path / "unnamed", ["LABEL_0", "LABEL_1"])
+    command = ["evaluate", "--model", str(unnamed), "--data", f"{place}/teacher/data", "--json"]
+    assert cli.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == metrics(place / "teacher")["accuracy"]
+
+
+# Mistakes
+
+
+def broken(place, folder):
+    """Make the wrong inputs that a user brings."""
+    folder.mkdir()
+    write_csv(folder / "gap.csv", [*zip(TEXTS, LABELS, strict=True), ("", "negative")])
+    write_csv(folder / "columns.csv", [("a", "b")], ("review", "stars"))
+    write_csv(folder / "three.csv", [(text, str(i % 3)) for i, text in enumerate(TEXTS)])
+    write_csv(folder / "one.csv", [(text, "same") for text in TEXTS])
+    write_csv(folder / "few.csv", [("a", "x"), ("b", "y")])
+    (folder / "latin.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
+    (folder / "empty.csv").write_text("")
+    (folder / "sheet.xlsx").write_text("x")
+    (folder / "nothing").mkdir()
+    (folder / "file").write_text("mine")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("mine")
+    for name in ("cut", "pickled", "shapes", "words", "garbled", "gpt", "mute", "foreign"):
+        shutil.copytree(place / "teacher", folder / name)
+    whole = (place / "teacher" / "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    tensors = load_file(place / "teacher" / "model.safetensors")
+    table = "bert.embeddings.word_embeddings.weight"
+    save_file(tensors | {table: tensors[table][:, :8].contiguous()}, folder / "shapes" / "model.safetensors")
+    config = json.loads((place / "teacher" / "config.json").read_text())
+    (folder / "gpt" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    (folder / "words" / "config.json").write_text(json.dumps(config | {"vocab_size": 20}))
+    save_file(tensors | {table: tensors[table][:20].contiguous()}, folder / "words" / "model.safetensors")
+    (folder / "garbled" / "config.json").write_text("{")
+    for name in TOKENIZER_FILES:
+        (folder / "mute" / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "foreign")
+    other = make_checkpoint(folder / "other", [text[::-1] for text in TEXTS])
+    shutil.copytree(place / "teacher", folder / "foreign")
+    for name in TOKENIZER_FILES:
+        if (other / name).exists():
+            shutil.copy(other / name, folder / "foreign" / name)
+    return folder
+
+
+TEACH = "teach --base {p}/base --data {p}/films.csv --out {o}"
+DISTILL = "distill --teacher {p}/teacher --data {p}/films.csv --student 2x16 --out {o}"
+PRUNE = "prune --model {p}/teacher --data {p}/films.csv --out {o}"
+EVALUATE = "evaluate --model {p}/teacher --data {p}/films.csv"
+BAD_INPUTS = [
+    # what was typed, and what the sentence says
+    ("", "required: COMMAND"),
+    ("paint", "invalid choice: 'paint'"),
+    ("teach --base {p}/base --data {p}/films.csv", "required: --out; tinylib teach --help"),
+    (TEACH + " --colour red", "unrecognized arguments: --colour red"),
+    (TEACH + " --epochs 0", "--epochs: '0' is not a whole number of at least 1"),
+    (TEACH + " --epochs three", "'three' is not a whole number"),
+    (TEACH + " --lr -1", "--lr: '-1' is not a number greater than 0"),
+    (TEACH + " --lr nan", "'nan' is not a number greater than 0"),
+    (TEACH + " --seed -1", "'-1' is not a whole number from 0"),
+    (TEACH + " --batch-size 0", "'0' is not a whole number of at least 1"),
+    (TEACH + " --max-length 2", "max_length=2 leaves no room"),
+    (TEACH.replace("base --data", "nowhere --data"), "nowhere does not exist: give a model folder"),
+    (TEACH.replace("{p}/base", "nobody/nothing"), "nobody/nothing is no folder here"),
+    (TEACH.replace("{p}/base", "minilm-l7"), "did you mean minilm-l6?"),
+    (TEACH.replace("{p}/base", "{b}/nothing"), "nothing"),
+    (TEACH.replace("{p}/base", "{b}/file"), "is a file: give the folder"),
+    (TEACH.replace("{p}/base", "{b}/cut"), "model.safetensors is damaged"),
+    (TEACH.replace("{p}/base", "{b}/pickled"), "is a pickle, which can run code"),
+    (TEACH.replace("{p}/base", "{b}/shapes"), "but config.json asks for"),
+    (TEACH.replace("{p}/base", "{b}/words"), "the two are not of one model"),
+    (TEACH.replace("{p}/base", "{b}/garbled"), "garbled"),
+    (TEACH.replace("{p}/base", "{b}/gpt"), "gpt"),
+    (TEACH.replace("{p}/base", "{b}/mute"), "mute has no tokenizer"),
+    (TEACH.replace("{p}/films.csv", "movie_review"), "did you mean movie_reviews?"),
+    (TEACH.replace("{p}/films.csv", "{b}/gone.csv"), "no data set, file or folder is called"),
+    (TEACH.replace("{p}/films.csv", "{b}/gap.csv"), "gap.csv, line 194: text is empty"),
+    (TEACH.replace("{p}/films.csv", "{b}/columns.csv"), "columns.csv has no column text"),
+    (TEACH.replace("{p}/films.csv", "{b}/one.csv"), "one.csv has one label only, same"),
+    (TEACH.replace("{p}/films.csv", "{b}/few.csv"), "too few to split 80/10/10"),
+    (TEACH.replace("{p}/films.csv", "{b}/latin.csv"), "latin.csv, line 2 is not UTF-8"),
+    (TEACH.replace("{p}/films.csv", "{b}/empty.csv"), "empty.csv is empty"),
+    (TEACH.replace("{p}/films.csv", "{b}/sheet.xlsx"), "is of an unknown format"),
+    (TEACH.replace("{p}/films.csv", "{b}/nothing"), "has no file for train"),
+    (TEACH.replace("{o}", "{b}/file"), "file is a file; name a folder"),
+    (TEACH.replace("{o}", "{b}/mine"), "holds other files (thesis.txt)"),
+    (TEACH.replace("{o}", "{b}/file/out"), "cannot be written"),
+    (TEACH.replace("{o}", "{p}"), "which this command reads"),
+    (TEACH.replace("{o}", "."), "cannot be replaced as a whole"),
+    (DISTILL.replace("{o}", "{p}/teacher"), "which this command reads; name another folder"),
+    (DISTILL.replace("{p}/teacher", "{p}/base"), "has no classification head; fine-tune it first"),
+    (DISTILL.replace("{p}/films.csv", "{b}/three.csv"), "but the data has 0, 1, 2"),
+    (DISTILL.replace("2x16", "big"), "'big' is not LAYERSxWIDTH"),
+    (DISTILL.replace("2x16", "0x16"), "num_hidden_layers=0 must be at least 1"),
+    (DISTILL.replace("2x16", "2x64"), "student width=64 is greater than the teacher's 32"),
+    (DISTILL.replace("2x16", "3x16"), "student_layers=3 must be between 1 and the teacher's 2"),
+    (DISTILL + " --layer-map 1,two", "is not a list of layers"),
+    (DISTILL + " --layer-map 1", "1 teacher layers for 2 student layers"),
+    (DISTILL + " --layer-map 1,9", "between 1 and 2"),
+    (DISTILL + " --layer-map 0,1", "must name a teacher layer ≥ 1"),
+    (DISTILL + " --start fresh", "start='fresh' is not one of"),
+    (DISTILL + " --temperature 0", "'0' is not a number greater than 0"),
+    (DISTILL + " --general {b}/other", "number their tokens differently"),
+    (PRUNE + " --sparsity 1", "'1' is not a share of at least 0 and less than 1"),
+    (PRUNE + " --method hope", "invalid choice: 'hope'"),
+    (PRUNE + " --method layers --sparsity 0.9", "would remove all 2 layers"),
+    (PRUNE + " --teacher {b}/foreign", "number their tokens differently"),
+    (PRUNE + " --resume", "unrecognized arguments: --resume"),
+    (EVALUATE + " --split dev", "invalid choice: 'dev'"),
+    (EVALUATE.replace("{p}/teacher", "{p}/base"), "has no classification head"),
+    ("export --model {b}/mute --format hf --out {o}", "has no tokenizer"),
+    ("export --model {p}/teacher --format onxx --out {o}", "invalid choice: 'onxx'"),
+    ("fetch minilm", "no shipped weights are called 'minilm': choose minilm-l6"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mistakes(place):
+    return broken(place, place / "mistakes")
+
+
+def contents(folder) -> dict:
+    """List every file below a folder with its size."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("typed", "says"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
+def test_a_mistake_is_one_sentence_and_leaves_nothing(place, mistakes, tmp_path, monkeypatch, capsys, typed, says):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    before = contents(place)
+    out = tmp_path / "deep" / "out"
+    assert cli.main([word.format(p=place, b=mistakes, o=out) for word in typed.split()]) == 2
+    shown = capsys.readouterr()
+    # what a progress bar wrote before the mistake was found is no second line
+    sentence = shown.err.rpartition("\r")[2]
+    assert says in sentence
+    assert sentence.startswith("tinylib")
+    assert sentence.count("\n") == 1
+    assert shown.err.count("\n") == 1
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    assert contents(place) == before
+
+
+def test_a_missing_package_is_a_sentence():
+    code = "import sys; sys.modules['transformers'] = None; from tinylib.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "evaluate", "--model", "m", "--data", "movie_reviews"]
+    done = subprocess.run(command, capture_output=True, text=True, env=CHILD, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tinylib evaluate: the package transformers is missing; tinylib doctor says what is needed and how to get it\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "the memory is full; try a smaller --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is full"),
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device; check"),
+    ],
+)
+def test_the_machine_s_limits_are_sentences(monkeypatch, capsys, error, says):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("tinylib.commands.fetch", fail)
+    assert cli.main(["fetch"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_our_own_faults_stay_tracebacks(monkeypatch):
+    monkeypatch.setattr("tinylib.commands.fetch", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fetch"])
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinylib.commands.fetch", stop)
+    assert cli.main(["fetch"]) == 130
+    assert capsys.readouterr().err == "tinylib fetch: stopped; teach and distill go on with --resume\n"
+
+
+def test_a_test_split_that_repeats_train_is_a_note(place, tmp_path, capsys):
+    shutil.copytree(place / "teacher" / "data", tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "train.parquet", tmp_path / "data" / "test.parquet")
+    assert cli.main(["evaluate", "--model", f"{place}/teacher", "--data", f"{tmp_path}/data"]) == 0
+    notes = [line for line in capsys.readouterr().err.split("\n") if "note:" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("tinylib evaluate: note:")
+    assert "texts of test are in train too" in notes[0]
+
+
+# The output folder
+
+
+def files(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def fill(work, content="new"):
+    (work / "metrics.json").write_text(json.dumps({"is": content}))
+
+
+def test_the_tokenizer_s_files_count_as_ours():
+    assert set(TOKENIZER_FILES) <= output.OURS
+
+
+def test_output_appears_whole(tmp_path):
+    with output.output(tmp_path / "deep" / "out") as work:
+        fill(work)
+        assert not (tmp_path / "deep" / "out").exists()
+    assert files(tmp_path / "deep") == {"out"}
+    assert files(tmp_path / "deep" / "out") == {"metrics.json"}
+
+
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), RuntimeError("x"), SystemExit()])
+def test_after_a_failure_the_old_output_stands(tmp_path, error):
+    with output.output(tmp_path / "out") as work:
+        fill(work, "old")
+    with pytest.raises(type(error)), output.output(tmp_path / "out") as work:
+        fill(work)
+        raise error
+    assert metrics(tmp_path / "out") == {"is": "old"}
+    assert files(tmp_path) == {"out"}
+    with output.output(tmp_path / "out") as work:
+        fill(work)
+    assert metrics(tmp_path / "out") == {"is": "new"}
+    assert files(tmp_path) == {"out"}
+
+
+def test_a_failure_removes_the_parents_that_it_made(tmp_path):
+    with pytest.raises(RuntimeError), output.output(tmp_path / "a" / "b" / "out"):
+        raise RuntimeError
+    assert files(tmp_path) == set()
+
+
+def interrupted(folder, run, resume=False):
+    with pytest.raises(KeyboardInterrupt), output.output(folder, run=run, resume=resume) as work:
+        (work / output.CHECKPOINTS / "step.safetensors").write_text("kept")
+        (work / "config.json").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_checkpoints_survive_for_resume_and_nothing_else_does(tmp_path):
+    interrupted(tmp_path / "out", {"lr": 0.1, "layers": (1, 2)})
+    assert files(tmp_path) == {".out.unfinished"}
+    with output.output(tmp_path / "out", run={"lr": 0.1, "layers": (1, 2)}, resume=True) as work:
+        assert (work / output.CHECKPOINTS / "step.safetensors").read_text() == "kept"
+        assert not (work / "config.json").exists()
+        fill(work)
+    assert files(tmp_path) == {"out"}
+    assert files(tmp_path / "out") == {"metrics.json"}
+
+
+def test_resuming_with_other_settings_is_refused_and_keeps_the_checkpoints(tmp_path):
+    interrupted(tmp_path / "out", {"lr": 0.1})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"other settings \(lr was 0.1, is 0.2\); repeat the old ones"):
+            with output.output(tmp_path / "out", run={"lr": 0.2}, resume=True):
+                pass
+    with pytest.raises(UserError, match="go on with --resume, or delete"), output.output(tmp_path / "out", run={"lr": 0.1}):
+        pass
+    interrupted(tmp_path / "out", {"lr": 0.1}, resume=True)
+
+
+def test_resume_with_nothing_to_resume_starts(tmp_path):
+    with output.output(tmp_path / "out", run={"lr": 1}, resume=True) as work:
+        fill(work)
+    assert files(tmp_path) == {"out"}
+
+
+def test_two_runs_into_one_folder_do_not_mix(tmp_path):
+    code = f"import sys\nfrom tinylib import output\nwith output.output({str(tmp_path / 'out')!r}) as work:\n"
+    code += "    (work / 'metrics.json').write_text('{}')\n    print('in', flush=True)\n    sys.stdin.read()\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=CHILD, cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="is being written by another process; wait"), output.output(tmp_path / "out"):
+            pass
+        other.communicate("")
+    assert other.returncode == 0
+    assert files(tmp_path) == {"out"}
+
+
+def test_a_kill_between_the_two_steps_of_a_replacement_loses_nothing(tmp_path):
+    with output.output(tmp_path / "out") as work:
+        fill(work, "old")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(RuntimeError), output.output(tmp_path / "out"):
+        raise RuntimeError
+    assert metrics(tmp_path / "out") == {"is": "old"}
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with output.output(tmp_path / "out") as work:
+        fill(work)
+    assert (tmp_path / "out").is_symlink()
+    assert metrics(tmp_path / "disk") == {"is": "new"}
+
+
+# Kill and resume
+
+
+def wait_until(there, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not there() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert there(), "the process ended before it could be killed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["teach", "distill"])
+def test_a_killed_run_resumes_to_the_same_weights(place, tmp_path, command):
+    rows = [(f"{text} {word}", label) for text, label in zip(TEXTS, LABELS, strict=True) for word in WORDS[:2]]
+    write_csv(tmp_path / "films.csv", rows)
+    options = {
+        "teach": ["--base", f"{place}/base", "--epochs", "2", "--batch-size", "1"],
+        "distill": ["--teacher", f"{place}/teacher", "--student", "2x16", "--batch-size", "2",
+                    "--epochs-intermediate", "3", "--epochs-prediction", "2"],
+    }  # fmt: skip
+    base = [sys.executable, "-m", "tinylib", command, *options[command], "--data", f"{tmp_path}/films.csv"]
+    start = {"cwd": ROOT, "env": CHILD, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    whole = subprocess.Popen([*base, "--out", f"{tmp_path}/whole"], **start)
+    killed = subprocess.Popen([*base, "--out", f"{tmp_path}/out"], **start)
+    work = tmp_path / ".out.unfinished"
+    last = {"teach": "teach.safetensors", "distill": "prediction.safetensors"}[command]
+    wait_until((work / output.CHECKPOINTS / last).exists, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "out").exists()
+    again = subprocess.run([*base, "--out", f"{tmp_path}/out"], **start)
+    assert again.returncode == 2
+    assert b"go on with --resume" in again.stdout
+    done = subprocess.run([*base, "--out", f"{tmp_path}/out", "--resume"], **start)
+    assert done.returncode == 0, done.stdout
+    assert whole.communicate() and whole.returncode == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert metrics(tmp_path / "whole")["accuracy"] == metrics(tmp_path / "out")["accuracy"]
+    assert files(tmp_path) == {"films.csv", "whole", "out"}
