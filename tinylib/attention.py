@@ -80,8 +80,10 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        if heads < 1 or width % heads:
-            fitting = heads * math.ceil(width / max(heads, 1))
+        if heads < 1 or width < 1:
+            raise UserError(f"width={width} and heads={heads} must both be at least 1")
+        if width % heads:
+            fitting = heads * math.ceil(width / heads)
             raise UserError(f"width={width} must be a multiple of heads={heads}; try width={fitting}")
         self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(width, width)

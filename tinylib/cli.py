@@ -67,8 +67,8 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--base", required=True, metavar="MODEL", help=base)
     _data_and_out(sub)
     sub.add_argument("--epochs", type=_count, default=3)
-    rate = "learning rate (default 1e-4, for MiniLM; 2e-5 for BERT-base)"
-    sub.add_argument("--lr", type=_rate, default=1e-4, help=rate)
+    rate = "learning rate (default 5e-5, for MiniLM; 2e-5 for BERT-base)"
+    sub.add_argument("--lr", type=_rate, default=5e-5, help=rate)
     _run_options(sub)
     _resume_option(sub)
 

@@ -35,7 +35,7 @@ class Tier:
     max_length: int = 64
 
 
-LAPTOP = Tier("laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=1e-4, settings=distill.Settings())
+LAPTOP = Tier("laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=5e-5, settings=distill.Settings())
 GPU = Tier(
     "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,
     # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5

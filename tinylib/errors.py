@@ -4,9 +4,10 @@
 class UserError(ValueError):
     """Say in one sentence what is wrong, where, and what to do about it.
 
-    The command line prints the sentence and exits with code 2; in a notebook it is the last line of the traceback.
+    The command line prints the sentence and exits with code 2; in a notebook it is the last line of the
+    traceback.
     """
 
 
 class UserNote(UserWarning):
-    """Say in one sentence what the user should know about the result; the command line prints it as a note."""
+    """Say in one sentence what the user should know of the result; the command line prints it as a note."""

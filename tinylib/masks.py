@@ -32,7 +32,7 @@ def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float | int) -> Bo
     """Return the mask that removes the ``round(sparsity · n)`` weights of smallest magnitude, True = kept.
 
     Of equal magnitudes the first in memory goes first, so the answer is always the same one. ``sparsity`` is
-    a share, 0 ≤ sparsity < 1. Magnitude is the saliency ½·h·w² of LeCun et al. 1989 (eq. 5) with one
+    a share, 0 ≤ sparsity < 1. Magnitude ranks like the saliency ½·h·w² of LeCun et al. 1989 with one
     curvature h for all weights.
     """
     if not 0.0 <= sparsity < 1.0:

@@ -52,7 +52,7 @@ def curves(series: Mapping[str, Sequence[float]], ax: Axes, x: Sequence[float] |
 
 
 def heatmap(values, ax: Axes, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None, annotate: str | None = None, **options) -> Axes:
-    """Draw a matrix, light = small; ``annotate`` is the format of the numbers written into the cells (".2f")."""
+    """Draw a matrix, light = large; ``annotate`` is the format of the numbers written into the cells (".2f")."""
     options = {"cmap": "cividis", "cbar": False, "square": True} | options
     sns.heatmap(
         np.asarray(values), ax=ax, annot=annotate is not None, fmt=annotate or "",
@@ -133,8 +133,59 @@ def histograms(groups: Mapping, ax: Axes, bins: Sequence | int = 20) -> Axes:
 def signed_bars(values: Mapping[str, float], ax: Axes) -> Axes:
     """Draw named values as horizontal bars; colour and hatching tell those below zero from the others."""
     for name, value in values.items():
-        low = value < 0
+        low = int(value < 0)
         ax.barh(name, value, color=COLOURS[low], hatch="//" if low else "", edgecolor="white", alpha=0.85)
     ax.axvline(0, color="black", linewidth=1)
     ax.grid(axis="y", visible=False)
+    return ax
+
+
+def magnitudes(weights, threshold: float, ax: Axes, bins: int = 80) -> Axes:
+    """Draw the distribution of weights with those of magnitude up to ``threshold`` marked as removed."""
+    weights = np.asarray(weights, dtype=float).ravel()
+    reach = np.quantile(np.abs(weights), 0.999)  # a few outliers would squeeze the rest into one bar
+    edges = np.linspace(-reach, reach, bins + 1)
+    gone = np.abs(weights) <= threshold
+    names = [f"removed, {gone.mean():.0%}", f"kept, {1 - gone.mean():.0%}"]
+    _, _, (removed, _) = ax.hist([weights[gone], weights[~gone]], edges, stacked=True, color=[COLOURS[1], COLOURS[0]], label=names)
+    for bar in removed:
+        bar.set(hatch="//", alpha=0.7)
+    for side in (-threshold, threshold):
+        ax.axvline(side, color="black", linestyle="--", linewidth=1)
+    ax.set(xlabel="weight", yticks=[])
+    ax.legend()
+    return ax
+
+
+def sparsity_curves(series: Mapping[str, Mapping[float, float]], ax: Axes, chance: float | None = None) -> Axes:
+    """Draw accuracy over the share of weights removed, name -> {sparsity: accuracy}, both in per cent."""
+    for i, (name, points) in enumerate(series.items()):
+        look = {"color": COLOURS[i % 8], "linestyle": LINES[i % 6], "marker": MARKERS[i % 6]}
+        at = sorted(points)
+        ax.plot([100 * s for s in at], [100 * points[s] for s in at], linewidth=2, label=name, **look)
+    if chance is not None:
+        ax.axhline(100 * chance, color="grey", linewidth=1)
+        ax.annotate("guessing", (0, 100 * chance), xytext=(0, 4), textcoords="offset points", color="dimgrey")
+    ax.set(xlabel="weights removed (%)", ylabel="accuracy (%)")
+    ax.legend()
+    return ax
+
+
+def paired_seeds(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = True) -> Axes:
+    """Draw each seed as a line from group to group, and each group's mean as a bar across with its figure.
+
+    Runs that share a seed share their start and the order of the data, so the slope of a line is what the
+    method changed for that seed.
+    """
+    values = np.asarray(list(groups.values()), dtype=float) * (100 if percent else 1)
+    at = np.arange(len(groups))
+    for seed, line in enumerate(values.T):
+        ax.plot(
+            at, line, color=COLOURS[seed % 8], linestyle=LINES[seed % 6], marker=MARKERS[seed % 6], label=f"seed {seed}"
+        )
+    for x, mean in zip(at, values.mean(axis=1), strict=True):
+        ax.plot([x - 0.12, x + 0.12], [mean, mean], color="black", linewidth=3)
+        ax.annotate(f"mean {mean:.1f}", (x + 0.14, mean), va="center")
+    ax.set(xticks=at, xticklabels=list(groups), xlim=(-0.4, len(groups) - 0.4))
+    ax.legend(loc="best")
     return ax

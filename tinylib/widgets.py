@@ -9,7 +9,7 @@ typed is escaped before it becomes HTML.
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 
@@ -210,3 +210,114 @@ def scale_explorer(keys: int = 8, seed: int = 0) -> ipywidgets.VBox:
         width=ipywidgets.SelectionSlider(options=widths, value=64, description="D", **FORM),
         scaled=ipywidgets.Checkbox(False, description="divide by √D", **FORM),
     )
+
+
+# -- lesson 05: pruning ---------------------------------------------------------
+
+
+def pruning_explorer(weights: Float[Tensor, "*shape"], curve: Mapping[float, float]) -> ipywidgets.VBox:
+    """Show which weights a threshold removes, and what accuracy is left at that sparsity.
+
+    ``curve`` holds measured accuracies, sparsity -> share of right answers; between them the drawing interpolates.
+    """
+    size = weights.detach().abs().flatten()
+    size = size[:: max(1, len(size) // 200_000)].sort().values.cpu()  # a sample draws the same picture
+    reach = size[int(0.999 * (len(size) - 1))].item()
+    counts = torch.histc(size, 60, 0.0, reach)
+    counts = (counts / counts.max()).tolist()
+    known = sorted(curve)
+
+    def draw(percent: int) -> str:
+        threshold = reach * percent / 100
+        sparsity = float(torch.searchsorted(size, threshold, right=True)) / len(size) if percent else 0.0
+        accuracy = _between(sparsity, known, [curve[s] for s in known])
+        text = f"Threshold {threshold:.3f}: {sparsity:.0%} of the weights are removed. "
+        inside = known[0] <= sparsity <= known[-1]
+        text += f"Accuracy about {accuracy:.0%}." if inside else "No accuracy was measured there."
+        parts = _threshold_parts(counts, percent / 100) + _curve_parts(curve, sparsity, accuracy if inside else None)
+        return note(text) + _svg(660, 250, text, parts)
+
+    slider = ipywidgets.IntSlider(20, 0, 100, description="Threshold (%)", **FORM)
+    return explorer(draw, percent=slider)
+
+
+def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Interpolate linearly between measured points, constant outside."""
+    right = next((i for i, known in enumerate(xs) if known >= x), len(xs) - 1)
+    left = max(right - 1, 0)
+    share = 0.0 if xs[right] == xs[left] else (x - xs[left]) / (xs[right] - xs[left])
+    return ys[left] + min(max(share, 0.0), 1.0) * (ys[right] - ys[left])
+
+
+def _threshold_parts(counts: Sequence[float], cut: float) -> list[str]:
+    # removed bars are hollow, kept ones full: a second cue beside the colour
+    parts, width = [], 300 / len(counts)
+    for i, count in enumerate(counts):
+        gone = (i + 0.5) / len(counts) <= cut
+        fill = f'fill="none" stroke="{plots.COLOURS[1]}"' if gone else f'fill="{plots.COLOURS[0]}"'
+        height = 190 * count
+        parts.append(f'<rect x="{10 + i * width:.1f}" y="{210 - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}" {fill}/>')
+    x = 10 + 300 * cut
+    parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="210" stroke="currentColor" stroke-dasharray="5 3"/>')
+    return [*parts, _label("magnitude of a weight: hollow = removed", 160, 235, 12, "middle")]
+
+
+def _curve_parts(curve: Mapping[float, float], sparsity: float, accuracy: float | None) -> list[str]:
+    place = lambda s, a: (370 + 270 * s, 210 - 190 * a)  # noqa: E731
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(s, curve[s]) for s in sorted(curve)))
+    parts = [f'<polyline points="{points}" fill="none" stroke="{plots.COLOURS[0]}" stroke-width="2"/>']
+    for a in (0.0, 0.5, 1.0):
+        y = round(place(0, a)[1])
+        parts += [f'<line x1="370" x2="640" y1="{y}" y2="{y}" stroke="grey" stroke-width="0.5"/>', _label(f"{a:.0%}", 364, y, 12, "end")]
+    if accuracy is not None:
+        x, y = place(sparsity, accuracy)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{plots.COLOURS[1]}" stroke="currentColor"/>')
+    return [*parts, _label("accuracy over the share removed, 0 to 100 %", 505, 235, 12, "middle")]
+
+
+# -- lesson 04: the distillation loss ------------------------------------------
+
+
+def temperature_explorer(
+    teacher_logits: Float[Tensor, " K"], student_logits: Float[Tensor, " K"], names: Sequence[str]
+) -> ipywidgets.VBox:
+    """Show one example's softened probabilities, the entropy, and the student's gradient as T moves."""
+    if len(names) != len(teacher_logits):
+        raise UserError(f"{len(teacher_logits)} logits but {len(names)} names; name each class once")
+    highest = math.log(len(names))
+
+    def draw(temperature: float) -> str:
+        teacher, student = (z.softmax(-1) for z in (teacher_logits / temperature, student_logits / temperature))
+        entropy = torch.special.entr(teacher).sum().item()
+        gap = (student - teacher).norm().item()
+        text = (
+            f"T = {temperature:.3g}: the teacher's entropy is {entropy:.2f} of {highest:.2f} nats. Size of the "
+            f"student's gradient: {gap / temperature:.4f} without T², {gap * temperature:.3f} with it."
+        )
+        return note(text) + _pairs(teacher.tolist(), student.tolist(), names, f"Teacher and student. {text}")
+
+    slider = ipywidgets.FloatLogSlider(
+        value=1.0, base=10, min=-0.5, max=2, step=0.05, readout_format=".3g", description="T", **FORM
+    )
+    return explorer(draw, temperature=slider)
+
+
+def _pairs(teacher: Sequence[float], student: Sequence[float], names: Sequence[str], alt: str) -> str:
+    """Return two thin bars a class as SVG: the teacher's filled, the student's an outline."""
+    first, second = plots.COLOURS[:2]
+    parts = [
+        f'<rect x="120" y="2" width="14" height="10" fill="{first}"/>',
+        _label("teacher", 140, 8, 13, "start"),
+        f'<rect x="230" y="3" width="14" height="8" fill="none" stroke="{second}" stroke-width="2"/>',
+        _label("student", 250, 8, 13, "start"),
+    ]
+    for i, (name, p, q) in enumerate(zip(names, teacher, student, strict=True)):
+        y, wide, other = 28 * i + 22, round(380 * p), round(380 * q)
+        outline = f'fill="none" stroke="{second}" stroke-width="2"'
+        parts += [
+            _label(name, 110, y + 11, 13, "end"),
+            f'<rect x="120" y="{y}" width="{wide}" height="11" fill="{first}"/>',
+            f'<rect x="120" y="{y + 13}" width="{other}" height="8" {outline}/>',
+            _label(f"{p:.3f} | {q:.3f}", 128 + max(wide, other), y + 11, 12, "start"),
+        ]
+    return _svg(640, 28 * len(names) + 26, alt, parts)

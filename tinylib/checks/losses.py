@@ -109,11 +109,11 @@ class Case:
 
     def __init__(self, *shape: int, lengths: tuple[int, ...]):
         g = generator(sum(shape))
-        s, t, loud = (torch.randn(shape, generator=g) for _ in range(3))
+        s, t = (torch.randn(shape, generator=g) for _ in range(2))
         self.mask = torch.arange(shape[-2])[None] < torch.tensor(lengths)[:, None]
         pairs = (self.mask[:, :, None] & self.mask[:, None, :])[:, None]
         self.kept = pairs if len(shape) == 4 else self.mask[..., None]
-        self.s, self.t = torch.where(self.kept, 1 + s, 3 + loud), torch.where(self.kept, 1.5 * t, loud - 4)
+        self.s, self.t = torch.where(self.kept, 1 + s, 3 + s), torch.where(self.kept, 1.5 * t, t - 4)
 
     def mistakes(self, errors: Ways, averages: Ways) -> dict[str, Tensor]:
         """Return what each pair of ways gives, those with one slip before those with two."""

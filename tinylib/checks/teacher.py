@@ -19,6 +19,7 @@ def cross_entropy_gradient(attempt) -> None:
         logits, labels = 2 * torch.randn(B, K, generator=g), torch.randint(K, (B,), generator=g)
         y, p = F.one_hot(labels, K).float(), logits.softmax(-1)
         mistakes = {
+            "Every entry is 0: is the stub still there?": torch.zeros(B, K),
             "This is y − p, the way downhill; the gradient points uphill: p − y.": (y - p) / B,
             "This is y − p, and not yet divided by the B sentences of the mean; the gradient is p − y.": y
             - p,
@@ -166,6 +167,7 @@ def _score_mistakes(table: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     accuracy = (right + true_negatives) / n
     specificity = true_negatives / (n - table.sum(1))
     return {
+        "Every entry is 0: is the stub still there?": torch.zeros_like(wanted),
         "Precision and recall are swapped: rows are the true classes, so a column holds "
         "all that was predicted.": (stack(recall, precision, f1)),
         "One row a class, please: yours has one column a class; transpose it.": wanted.T,
@@ -234,6 +236,8 @@ def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
     near = lambda a, b: abs(a - b) < max(0.004, 0.13 * half)  # noqa: E731 (draws differ, and shares step by 1/N)
     if near(low, share - half) and near(high, share + half):
         return
+    if (low, high) == (0.0, 1.0):
+        raise Wrong("0 to 1 is always true and says nothing: is the stub still there?")
     centre, got_half = (low + high) / 2, (high - low) / 2
     if high > 1.5:
         raise Wrong(

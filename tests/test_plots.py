@@ -1,0 +1,91 @@
+"""Every figure function draws on the ax that it is given, returns it, and has a second cue beside colour."""
+
+import inspect
+import io
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from tinylib import plots
+
+RNG = np.random.default_rng(0)
+SEEDS = {"labels alone": [0.80, 0.81, 0.79], "soft targets": [0.82, 0.83, 0.82]}
+MODEL = {"name": "student", "accuracy": 0.83, "interval": (0.81, 0.85), "megabytes": 57.4}
+CALLS = {
+    "curves": lambda ax: plots.curves({"loss": [3.0, 2.0, 1.0], "other": [2.0, 2.0, 2.0]}, ax),
+    "heatmap": lambda ax: plots.heatmap(np.eye(3), ax, rows="abc", columns="abc", annotate=".1f"),
+    "histograms": lambda ax: plots.histograms({"a": RNG.normal(size=50), "b": [1, 2, 3]}, ax),
+    "interval_bars": lambda ax: plots.interval_bars({"a": (0.8, 0.7, 0.9), "b": (0.5, 0.4, 0.6)}, ax),
+    "magnitudes": lambda ax: plots.magnitudes(RNG.normal(size=(20, 30)), 0.5, ax),
+    "paired_seeds": lambda ax: plots.paired_seeds(SEEDS, ax),
+    "reliability": lambda ax: plots.reliability(RNG.uniform(0.5, 1, 60), RNG.integers(2, size=60), ax),
+    "seed_bars": lambda ax: plots.seed_bars(SEEDS, ax),
+    "signed_bars": lambda ax: plots.signed_bars({"bad": -2.0, "good": 1.5}, ax),
+    "sparsity_curves": lambda ax: plots.sparsity_curves({"global": {0.0: 0.8, 0.5: 0.7}}, ax, chance=0.5),
+    "trade_off": lambda ax: plots.trade_off([MODEL, MODEL | {"name": "teacher", "megabytes": 90.9}], ax),
+}
+
+
+@pytest.fixture
+def ax():
+    """Give an ax in the course's style."""
+    fig, ax = plots.figure(width=6, height=3)
+    yield ax
+    plt.close(fig)
+
+
+def test_every_figure_function_is_tried_here():
+    functions = inspect.getmembers(plots, inspect.isfunction)
+    own = {n for n, f in functions if f.__module__ == plots.__name__ and not n.startswith("_")}
+    drawing = {name for name in own if "ax" in inspect.signature(getattr(plots, name)).parameters}
+    assert drawing == set(CALLS), "add the new function to CALLS"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_figure_function_draws_and_returns_its_ax(name, ax):
+    assert CALLS[name](ax) is ax
+    assert ax.has_data()
+    assert plt.get_fignums() == [ax.figure.number], "it draws on the ax it is given and opens no other figure"
+    ax.figure.savefig(io.BytesIO(), format="png")
+
+
+def test_curves_differ_in_line_style_too(ax):
+    plots.curves({str(i): [i, i] for i in range(6)}, ax)
+    assert len({line.get_linestyle() + str(line._dash_pattern) for line in ax.lines}) == 6
+    assert len(ax.get_legend().get_texts()) == 6
+
+
+def test_bars_differ_in_hatching_too(ax):
+    plots.seed_bars(SEEDS, ax)
+    assert len({patch.get_hatch() for patch in ax.patches}) == 2
+    assert "82.3" in [text.get_text() for text in ax.texts]
+
+
+def test_the_reliability_points_hold_equally_many_texts(ax):
+    confidence = np.linspace(0.5, 1.0, 100)
+    plots.reliability(confidence, confidence > 0.9, ax, bins=5)
+    at, share = ax.lines[-1].get_data()
+    assert at == pytest.approx([confidence[i : i + 20].mean() for i in range(0, 100, 20)])
+    assert share == pytest.approx([0, 0, 0, 0, 1])
+
+
+def test_the_palette_stays_apart_in_grey_or_in_hue():
+    # Okabe and Ito's colours: for any two, some channel differs by a fifth at least.
+    for one, two in itertools.combinations(plots.COLOURS, 2):
+        assert max(abs(a - b) for a, b in zip(to_rgb(one), to_rgb(two), strict=True)) > 0.2, (one, two)
+
+
+def test_show_displays_a_picture_with_its_alt_text_and_closes_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    fig, ax = plots.figure(width=8, height=4)
+    plots.curves({"loss": [1.0, 0.5]}, ax)
+    plots.show(fig, "The loss falls.")
+    data, metadata = shown[0]._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == "The loss falls."
+    assert Image.open(io.BytesIO(shown[0].data)).size == (800, 400)
+    assert not plt.fignum_exists(fig.number)

@@ -1,0 +1,207 @@
+"""The widgets, moved as a learner's browser moves them: by setting the values of their controls."""
+
+import re
+import time
+import xml.etree.ElementTree as ET
+
+import ipywidgets
+import pytest
+import torch
+
+from tinylib import plots, widgets
+from tinylib.bert import Bert, BertConfig
+from tinylib.errors import UserError
+from tinylib.text import load_tokenizer
+
+PATIENCE = 0.1  # seconds of computing until a moved slider is answered
+
+
+def parts(widget: ipywidgets.VBox) -> tuple[dict[str, ipywidgets.Widget], ipywidgets.HTML]:
+    """Give a widget's controls by their labels, and its drawing."""
+    *controls, drawing = widget.children
+    return {control.description: control for control in controls}, drawing
+
+
+def parse(drawing: ipywidgets.HTML) -> ET.Element:
+    """Parse the drawing strictly; text that was not escaped would break it or add elements."""
+    return ET.fromstring(f"<div>{drawing.value}</div>")
+
+
+def labels(drawing: ipywidgets.HTML) -> list[str]:
+    """Give the row labels of a heat map: the tokens."""
+    return [e.text for e in parse(drawing).iter("text") if e.get("text-anchor") == "end"]
+
+
+def seconds(act) -> float:
+    """Measure the computing time of one act of the learner's, the best of three."""
+    found = []
+    for _ in range(3):
+        start = time.thread_time()
+        act()
+        found.append(time.thread_time() - start)
+    return min(found)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("minilm-l6")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Give a small BERT with MiniLM's vocabulary."""
+    config = BertConfig.parse("2x24", intermediate_size=32, num_attention_heads=3, max_position_embeddings=64)
+    return Bert(config, torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.fixture
+def explorer(small, tokenizer):
+    return widgets.head_explorer(small, tokenizer, "The film was not good.")
+
+
+def test_the_drawing_shows_the_tokens_of_the_sentence(explorer):
+    _, drawing = parts(explorer)
+    assert labels(drawing) == ["[CLS]", "the", "film", "was", "not", "good", ".", "[SEP]"]
+    assert parse(drawing).find("svg").get("role") == "img"
+    assert "layer 1, head 1" in parse(drawing).find("svg").get("aria-label")
+
+
+def test_the_weights_are_the_models(small, tokenizer, explorer):
+    controls, drawing = parts(explorer)
+    controls["Layer"].value, controls["Head"].value = 2, 3
+    ids = torch.tensor([tokenizer("The film was not good.")["input_ids"]])
+    weights = small(ids, keep_scores=[2]).scores[2][0, 2].softmax(-1)
+    shown = [float(e.text.rsplit(" ", 1)[1]) for e in parse(drawing).iter("title")]
+    assert len(shown) == 64
+    assert shown == pytest.approx(weights.flatten().tolist(), abs=0.006)
+
+
+def test_the_sliders_cover_the_models_layers_and_heads(explorer):
+    controls, _ = parts(explorer)
+    assert (controls["Layer"].min, controls["Layer"].max) == (1, 2)
+    assert (controls["Head"].min, controls["Head"].max) == (1, 3)
+
+
+def test_each_slider_redraws_and_a_repeated_setting_gives_the_same_picture(explorer):
+    controls, drawing = parts(explorer)
+    first = drawing.value
+    controls["Head"].value = 2
+    second = drawing.value
+    controls["Layer"].value = 2
+    assert len({first, second, drawing.value}) == 3
+    controls["Layer"].value, controls["Head"].value = 1, 1
+    assert drawing.value == first
+
+
+def test_a_sentence_is_escaped(explorer):
+    controls, drawing = parts(explorer)
+    controls["Your sentence"].value = "<img src=x onerror=alert(1)> & \"quotes' </svg><script>"
+    assert not {e.tag for e in parse(drawing).iter()} - {"div", "p", "svg", "rect", "text", "g", "title"}
+    assert "<" in labels(drawing)
+    assert "&" in labels(drawing)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\t\n", "\u200b", "\x00"])
+def test_an_empty_sentence_is_answered_by_a_sentence(explorer, text):
+    controls, drawing = parts(explorer)
+    controls["Your sentence"].value = "something"
+    controls["Your sentence"].value = text
+    assert "type a sentence" in drawing.value
+    assert "<svg" not in drawing.value
+    controls["Layer"].value = 2  # a slider moved meanwhile does no harm
+    controls["Your sentence"].value = "A film."
+    assert labels(drawing)[1:-1] == ["a", "film", "."]
+
+
+def test_a_long_sentence_is_cut_and_says_so(explorer):
+    controls, drawing = parts(explorer)
+    controls["Your sentence"].value = "film " * 46
+    assert "more than" not in drawing.value
+    controls["Your sentence"].value = "film " * 47
+    assert f"more than {widgets.MAX_TOKENS} tokens" in drawing.value
+    assert len(labels(drawing)) == widgets.MAX_TOKENS
+    controls["Your sentence"].value = "film " * 1_000_000
+    assert len(labels(drawing)) == widgets.MAX_TOKENS
+
+
+def test_a_model_of_few_positions_is_not_asked_for_more(tokenizer):
+    config = BertConfig.parse("1x12", intermediate_size=8, max_position_embeddings=6)
+    controls, drawing = parts(widgets.head_explorer(Bert(config), tokenizer, "one two three four five six"))
+    assert len(labels(drawing)) == 6
+    assert "more than 6 tokens" in drawing.value
+
+
+def test_words_that_no_vocabulary_knows_are_shown(explorer):
+    controls, drawing = parts(explorer)
+    controls["Your sentence"].value = "映画 🎬 كان film"
+    assert labels(drawing)[0] == "[CLS]"
+    assert "[UNK]" in labels(drawing)
+
+
+def test_the_model_keeps_its_mode_and_gets_no_gradient(small, tokenizer):
+    small.train()
+    _, drawing = parts(widgets.head_explorer(small, tokenizer, "A film."))
+    _, again = parts(widgets.head_explorer(small, tokenizer, "A film."))
+    assert small.training
+    assert drawing.value == again.value, "dropout must not act in a picture"
+    assert all(p.grad is None for p in small.parameters())
+    small.eval()
+
+
+def test_a_moved_slider_is_answered_at_once(tokenizer):
+    explorer = widgets.head_explorer(Bert.from_pretrained("minilm-l6"), tokenizer, "film " * 46)
+    controls, _ = parts(explorer)
+    layers = iter(range(2, 7))
+    assert seconds(lambda: setattr(controls["Layer"], "value", next(layers))) < PATIENCE
+    texts = iter("abcdef")
+    new = seconds(
+        lambda: setattr(controls["Your sentence"], "value", f"The film was {next(texts)}, not good.")
+    )
+    assert new < PATIENCE
+
+
+def test_the_sentence_is_read_after_enter_only_and_every_control_has_a_label(explorer):
+    controls, _ = parts(explorer)
+    assert controls["Your sentence"].continuous_update is False
+    # what ipywidgets itself makes reachable by Tab and the arrow keys, and nothing else
+    usable = ipywidgets.Text | ipywidgets.IntSlider | ipywidgets.SelectionSlider | ipywidgets.Checkbox
+    for widget in (explorer, widgets.scale_explorer()):
+        found, _ = parts(widget)
+        assert all(isinstance(control, usable) and label for label, control in found.items())
+
+
+def test_scaling_keeps_the_softmax_from_choosing_one_key():
+    controls, drawing = parts(widgets.scale_explorer())
+    controls["D"].value = 1024
+
+    def entropy() -> float:
+        return float(re.search(r"weights: ([\d.]+) of 3\.00 bits", drawing.value)[1])
+
+    plain = entropy()
+    controls["divide by √D"].value = True
+    assert plain < 0.5 < 1.5 < entropy()
+    assert len(parse(drawing).findall("svg/rect")) == 8
+
+
+def test_a_users_error_is_shown_as_its_sentence():
+    def draw(size: int) -> str:
+        if size > 3:
+            raise UserError("size=4 is more than <3>; take less")
+        return widgets.note(f"size {size}")
+
+    slider = ipywidgets.IntSlider(1, 0, 5, description="size")
+    _, drawing = parts(widgets.explorer(draw, size=slider))
+    slider.value = 4
+    assert parse(drawing).find("p").text == "size=4 is more than <3>; take less"
+    slider.value = 2
+    assert parse(drawing).find("p").text == "size 2"
+
+
+def test_a_figure_becomes_a_picture_with_alt_text():
+    fig, ax = plots.figure()
+    ax.plot([1, 2])
+    html = widgets.picture(fig, 'a line, "rising" & <short>')
+    image = ET.fromstring(html.replace('">', '"/>'))
+    assert image.get("alt") == 'a line, "rising" & <short>'
+    assert image.get("src").startswith("data:image/png;base64,iVBOR")
+    assert not plots.plt.get_fignums()
