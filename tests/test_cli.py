@@ -374,9 +374,10 @@ BAD_INPUTS = [
     (DISTILL.replace("2x16", "big"), "'big' is not LAYERSxWIDTH"),
     (DISTILL.replace("2x16", "0x16"), "num_hidden_layers=0 must be at least 1"),
     (DISTILL.replace("2x16", "2x64"), "student width=64 is greater than the teacher's 32"),
+    (DISTILL.replace("2x16", "2x18"), "must be a multiple of the teacher's 4 heads; try 2x16"),
     (DISTILL.replace("2x16", "3x16"), "student_layers=3 must be between 1 and the teacher's 2"),
     (DISTILL + " --layer-map 1,two", "is not a list of layers"),
-    (DISTILL + " --layer-map 1", "1 teacher layers for 2 student layers"),
+    (DISTILL + " --layer-map 1", "layer map (1,) must name 2 teacher layers"),
     (DISTILL + " --layer-map 1,9", "between 1 and 2"),
     (DISTILL + " --layer-map 0,1", "must name a teacher layer ≥ 1"),
     (DISTILL + " --start fresh", "start='fresh' is not one of"),
@@ -433,12 +434,12 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, mistakes, elsewhere
 
 
 def test_a_missing_package_is_a_sentence():
-    code = "import sys; sys.modules['transformers'] = None\n"
+    code = "import sys; sys.modules['torch'] = None\n"
     code += "from tinylib.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "evaluate", "--model", "m", "--data", "movie_reviews"]
     done = subprocess.run(command, capture_output=True, text=True, env=CHILD, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("tinylib evaluate: the package transformers is missing; tinylib doctor says")
+    assert done.stderr.startswith("tinylib evaluate: the package torch is missing; tinylib doctor says")
     assert done.stderr.count("\n") == 1
 
 
@@ -602,7 +603,7 @@ def test_a_link_is_followed(tmp_path):
 # Kill and resume
 
 
-def wait_until(there, process, seconds=60):
+def wait_until(there, process, seconds=240):
     end = time.monotonic() + seconds
     while not there() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)

@@ -54,7 +54,7 @@ def test_a_figure_function_draws_and_returns_its_ax(name, ax):
 
 
 def test_curves_differ_in_line_style_too(ax):
-    plots.curves({str(i): [i, i] for i in range(6)}, ax)
+    plots.curves({str(i): [float(i), 1.0] for i in range(6)}, ax)
     assert len({line.get_linestyle() + str(line._dash_pattern) for line in ax.lines}) == 6
     assert len(ax.get_legend().get_texts()) == 6
 

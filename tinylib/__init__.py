@@ -14,7 +14,7 @@ PYTHON = (3, 10)  # the oldest that runs the package
 
 # Import order: each module imports only from those before it (tests/test_structure.py enforces it).
 MODULES = (
-    "errors", "models", "attention", "config", "bert", "text", "files", "datasets", "metrics", "train",
+    "typecheck", "errors", "models", "attention", "config", "bert", "text", "files", "datasets", "metrics", "train",
     "student", "distill", "masks", "prune", "measure", "plots", "course", "job", "widgets", "checks", "doctor",
     "output", "commands", "cli",
 )  # fmt: skip
@@ -26,7 +26,7 @@ if sys.version_info < PYTHON:  # before the modules, whose syntax an older Pytho
 if os.environ.get("TINYLIB_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
 
-    install_import_hook("tinylib", "beartype.beartype")
+    install_import_hook("tinylib", "tinylib.typecheck.checked")
 
 
 def __getattr__(name: str):

@@ -273,7 +273,7 @@ def distill_intermediate(
     teacher: Bert, student: Bert, examples: Examples, settings: Settings, checkpoint: Path | None = None, after_epoch=None
 ) -> tuple[Projections, History]:
     """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1)."""
-    layer_map = _layer_map(teacher, student, settings)
+    layer_map = _layer_map(teacher.config, student.config, settings)
     weights = settings.weights
     layers = range(1, len(layer_map) + 1)
     own_hidden = ([0] if weights.embedding else []) + (list(layers) if weights.hidden else [])
@@ -335,7 +335,7 @@ def distill(
     settings = settings or Settings()
     if student is None:
         config = student_config(teacher, settings.student)
-        layer_map = LayerMap(settings.layer_map or LayerMap.uniform(teacher.config.num_hidden_layers, config.num_hidden_layers))
+        layer_map = _layer_map(teacher.config, config, settings)
         student = new_student(teacher, config, layer_map, settings.start, torch.Generator().manual_seed(settings.seed))
     student.to(next(teacher.parameters()).device)
     steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
@@ -355,8 +355,8 @@ def student_config(teacher: Bert, shape: str) -> BertConfig:
     return config.replace(num_attention_heads=heads)
 
 
-def _layer_map(teacher: Bert, student: Bert, settings: Settings) -> LayerMap:
-    N, M = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+def _layer_map(teacher: BertConfig, student: BertConfig, settings: Settings) -> LayerMap:
+    N, M = teacher.num_hidden_layers, student.num_hidden_layers
     layer_map = LayerMap(settings.layer_map or LayerMap.uniform(N, M))
     if len(layer_map) != M or max(layer_map) > N:
         raise UserError(f"layer map {tuple(layer_map)} must name {M} teacher layers between 1 and {N}")

@@ -180,12 +180,85 @@ def paired_seeds(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool 
     values = np.asarray(list(groups.values()), dtype=float) * (100 if percent else 1)
     at = np.arange(len(groups))
     for seed, line in enumerate(values.T):
-        ax.plot(
-            at, line, color=COLOURS[seed % 8], linestyle=LINES[seed % 6], marker=MARKERS[seed % 6], label=f"seed {seed}"
-        )
+        cue = {"color": COLOURS[seed % 8], "linestyle": LINES[seed % 6], "marker": MARKERS[seed % 6]}
+        ax.plot(at, line, label=f"seed {seed}", **cue)
     for x, mean in zip(at, values.mean(axis=1), strict=True):
         ax.plot([x - 0.12, x + 0.12], [mean, mean], color="black", linewidth=3)
         ax.annotate(f"mean {mean:.1f}", (x + 0.14, mean), va="center")
     ax.set(xticks=at, xticklabels=list(groups), xlim=(-0.4, len(groups) - 0.4))
     ax.legend(loc="best")
+    return ax
+
+
+def block_diagram(
+    boxes: Sequence[str], ax: Axes, skips: Sequence[tuple[int, int]] = (), side: Mapping[int, str] | None = None
+) -> Axes:
+    """Draw a layer as boxes from bottom to top, a box "+" as a circle.
+
+    skips: (i, j) leads what enters box i past the boxes between to the "+" at j; side: what box i gets from outside.
+    """
+    fills = {"LayerNorm": COLOURS[4], "attention": COLOURS[5], "feed": COLOURS[2], "MLP": COLOURS[2]}
+    arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    for i, text in enumerate(boxes):
+        fill = next((colour for word, colour in fills.items() if word in text), "white")
+        shape = "circle,pad=0.15" if text == "+" else "round,pad=0.4"
+        ax.annotate("", (0, i - 0.2), (0, i - 0.78 if i else -0.75), arrowprops=arrow)
+        ax.text(0, i, text, ha="center", va="center", fontsize=11, zorder=3,
+                bbox={"boxstyle": shape, "facecolor": fill, "edgecolor": "black"})  # fmt: skip
+    ax.annotate("", (0, len(boxes) - 0.3), (0, len(boxes) - 0.8), arrowprops=arrow)
+    for i, j in skips:
+        ax.plot([0, -1.15, -1.15], [i - 0.5, i - 0.5, j], color="black", linewidth=1.3, zorder=1)
+        ax.annotate("", (-0.13, j), (-1.15, j), arrowprops=arrow)
+    for i, text in (side or {}).items():
+        ax.annotate(text, (0.72, i), (1.25, i), va="center", fontsize=10, arrowprops=arrow)
+    ax.set(xlim=(-1.5, 2.3 if side else 1.5), ylim=(-0.9, len(boxes) - 0.1))
+    ax.axis("off")
+    return ax
+
+
+def stacked_shares(rows: Mapping[str, Mapping[str, float]], ax: Axes, unit: str = "") -> Axes:
+    """Draw one bar of 100 % a row, cut into named parts; each piece shows its own amount, the row's end the sum."""
+    for y, (name, parts) in enumerate(rows.items()):
+        total, left = sum(parts.values()), 0.0
+        for i, (part, amount) in enumerate(parts.items()):
+            width = 100 * amount / total
+            ax.barh(
+                y, width, left=left, color=COLOURS[i % 8], alpha=0.75, hatch=("", "//", "..", "xx")[i % 4],
+                edgecolor="white", label=part if y == 0 else None,
+            )  # fmt: skip
+            if width > 6:
+                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+                ax.text(left + width / 2, y, f"{amount:.1f}{unit}", ha="center", va="center", bbox=box)
+            left += width
+        ax.text(101, y, f"{total:.1f}{unit}", va="center", fontweight="bold")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 112), xlabel="share (%)")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=4, frameon=False)
+    return ax
+
+
+def layer_map(chosen: Sequence[int], teacher_layers: int, ax: Axes, ends: bool = False) -> Axes:
+    """Draw teacher and student as columns of layers, an arrow from each teacher layer to the one that learns from it.
+
+    chosen: the teacher layer of each student layer, from the lowest; ends: draw the logits too. The student is
+    stretched to the teacher's height; teacher layers that teach nobody are hollow.
+    """
+    top, M = teacher_layers + ends, len(chosen)
+    pairs = {0: 0} | dict(enumerate(chosen, start=1)) | ({M + 1: top} if ends else {})
+    place = {0: {n: n for n in range(top + 1)}, 2: {m: m * top / (M + ends) for m in pairs}}
+    for x, heights in place.items():
+        for n, y in heights.items():
+            name = "embeddings" if n == 0 else "logits" if ends and n == len(heights) - 1 else f"layer {n}"
+            busy = x == 2 or n in pairs.values()
+            look = {"facecolor": COLOURS[4 if x else 5] if busy else "white", "linestyle": "-" if busy else "--"}
+            box = {"boxstyle": "round,pad=0.3", "edgecolor": "black"} | look
+            ax.text(x, y, f"{name:^10}", ha="center", va="center", fontsize=9, family="monospace", bbox=box)
+        ax.text(x, top + 0.75, "student" if x else "teacher", ha="center", fontweight="bold")
+    for m, n in pairs.items():
+        arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (1.42, place[2][m]), (0.58, n), arrowprops=arrow)
+    ax.set(xlim=(-0.7, 2.7), ylim=(-0.5, top + 1.1))
+    ax.axis("off")
     return ax

@@ -287,12 +287,12 @@ def temperature_explorer(
     highest = math.log(len(names))
 
     def draw(temperature: float) -> str:
-        teacher, student = (z.softmax(-1) for z in (teacher_logits / temperature, student_logits / temperature))
+        teacher, student = ((z / temperature).softmax(-1) for z in (teacher_logits, student_logits))
         entropy = torch.special.entr(teacher).sum().item()
         gap = (student - teacher).norm().item()
         text = (
-            f"T = {temperature:.3g}: the teacher's entropy is {entropy:.2f} of {highest:.2f} nats. Size of the "
-            f"student's gradient: {gap / temperature:.4f} without T², {gap * temperature:.3f} with it."
+            f"T = {temperature:.3g}: the teacher's entropy is {entropy:.2f} of {highest:.2f} nats. "
+            f"Size of the student's gradient: {gap / temperature:.4f} without T², {gap * temperature:.3f} with it."
         )
         return note(text) + _pairs(teacher.tolist(), student.tolist(), names, f"Teacher and student. {text}")
 
@@ -321,3 +321,85 @@ def _pairs(teacher: Sequence[float], student: Sequence[float], names: Sequence[s
             _label(f"{p:.3f} | {q:.3f}", 128 + max(wide, other), y + 11, 12, "start"),
         ]
     return _svg(640, 28 * len(names) + 26, alt, parts)
+
+
+# -- lesson 02: positions ------------------------------------------------------
+
+
+def position_explorer(length: int = 48, width: int = 64) -> ipywidgets.VBox:
+    """Show how alike position t is to every other, for a slowest clock that turns faster or slower."""
+
+    def draw(t: int, base: int) -> str:
+        rate = float(base) ** (-torch.arange(0, width, 2) / width)
+        alike = torch.cos((torch.arange(length) - t)[:, None] * rate).mean(1)  # p_t·p_s / p_t·p_t
+        near = alike[[s for s in (t - 1, t + 1) if 0 <= s < length]].mean()
+        text = (
+            f"Position {t}, base {base}: its neighbours are {near:.2f} alike, "
+            f"position {length - 1} is {alike[-1]:.2f} alike."
+        )
+        return note(text) + _strip(alike.tolist(), t, text)
+
+    bases = [10, 100, 1000, 10000, 100000]
+    return explorer(
+        draw,
+        t=ipywidgets.IntSlider(10, 0, length - 1, description="position t", **FORM),
+        base=ipywidgets.SelectionSlider(options=bases, value=10000, description="base", **FORM),
+    )
+
+
+def _strip(values: Sequence[float], marked: int, alt: str) -> str:
+    parts = [f'<line x1="0" x2="{12 * len(values)}" y1="110" y2="110" stroke="currentColor"/>']
+    for s, value in enumerate(values):
+        height, fill = round(100 * abs(value)), plots.COLOURS[1 if s == marked else 0]
+        top = 110 - height if value >= 0 else 110
+        parts.append(f'<rect x="{12 * s + 1}" y="{top}" width="10" height="{height}" fill="{fill}"/>')
+        if s % 8 == 0:
+            parts.append(_label(str(s), 12 * s + 6, 215, 12, "middle"))
+    return _svg(12 * len(values) + 10, 225, alt, parts)
+
+
+# -- lesson 06: TinyBERT's losses -----------------------------------------------
+
+
+def layer_map_explorer(distances: Mapping[str, Float[Tensor, "M N"]], chosen: Sequence[int]) -> ipywidgets.VBox:
+    """Show a layer map of the learner's own, and the losses that it gives.
+
+    ``distances`` holds matrices by name; row m − 1, column n − 1 = the distance between student layer m and teacher
+    layer n. ``chosen`` is the map to begin with, one teacher layer a student layer.
+    """
+    M, N = next(iter(distances.values())).shape
+
+    def draw(**layers: int) -> str:
+        g = [layers[f"layer_{m}"] for m in range(1, M + 1)]
+        said = []
+        for name, matrix in distances.items():
+            total = sum(matrix[m, n - 1].item() for m, n in enumerate(g))
+            said.append(f"{name} {total:.2f} (no map gives less than {matrix.min(1).values.sum().item():.2f})")
+        text = f"g = {tuple(g)}: {', '.join(said)}."
+        if g != sorted(g):
+            text += " A later student layer learns from an earlier teacher layer."
+        if N not in g:
+            text += f" The teacher's last layer, {N}, teaches nobody."
+        return note(text) + _map_picture(g, N, f"Student layers 1 to {M} learn from teacher layers {g}.")
+
+    sliders = {
+        f"layer_{m}": ipywidgets.IntSlider(n, 1, N, description=f"Layer {m} from", **FORM)
+        for m, n in enumerate(chosen, start=1)
+    }
+    return explorer(draw, **sliders)
+
+
+def _map_picture(g: Sequence[int], N: int, alt: str) -> str:
+    """Return teacher layers above, student layers below and lines between, as SVG."""
+    spread = lambda count: [40 + round(560 * i / max(count - 1, 1)) for i in range(count)]  # noqa: E731
+    teacher, student = spread(N), spread(len(g))
+    line = f'stroke="{plots.COLOURS[0]}" stroke-width="3"'
+    parts = [
+        f'<line x1="{x}" y1="108" x2="{teacher[n - 1]}" y2="42" {line}/>' for x, n in zip(student, g, strict=True)
+    ]
+    for xs, y, letter, busy in ((teacher, 30, "T", set(g)), (student, 120, "S", set(range(1, len(g) + 1)))):
+        for i, x in enumerate(xs, start=1):
+            fill = plots.COLOURS[5] if i in busy else "none"  # hollow: teaches nobody
+            parts.append(f'<circle cx="{x}" cy="{y}" r="17" fill="{fill}" stroke="currentColor"/>')
+            parts.append(_label(f"{letter}{i}", x, y + 1, 13, "middle", ' fill="black"' if i in busy else ""))
+    return _svg(640, 150, alt, parts)

@@ -1,0 +1,101 @@
+"""What the lessons share: tiers, cached products, the headless job; at small size, and the gpu tier's code path with its true shape."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+from test_cli import LABELS, TEXTS, make_checkpoint, write_csv
+
+from tinylib import course, distill, job, models
+from tinylib.errors import UserError
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Put a tier with a tiny base model and a table of its own in the place of the laptop's, and an empty cache."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TINYLIB_TIER", "laptop")
+    base = make_checkpoint(tmp_path / "base", TEXTS)
+    data = write_csv(tmp_path / "films.csv", zip(TEXTS, LABELS, strict=True))
+    settings = distill.Settings(student="2x16", epochs_intermediate=2, epochs_prediction=2, lr_intermediate=1e-2, lr_prediction=1e-2)
+    tier = dataclasses.replace(
+        course.LAPTOP, base=str(base), data=str(data), teacher_epochs=4, teacher_lr=5e-3, batch_size=8, settings=settings
+    )
+    monkeypatch.setitem(course.TIERS, "laptop", tier)
+    return tier
+
+
+def test_the_tier_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("TINYLIB_TIER", "gpu")
+    assert course.tier() is course.GPU
+    monkeypatch.setenv("TINYLIB_TIER", "tpu")
+    with pytest.raises(UserError, match="TINYLIB_TIER='tpu' is not one of laptop, gpu"):
+        course.tier()
+    monkeypatch.delenv("TINYLIB_TIER")
+    assert course.tier().name == ("gpu" if torch.cuda.is_available() else "laptop")
+
+
+def test_the_teacher_is_made_once_and_knows_its_history(small, monkeypatch, capsys):
+    prepared = course.prepare()
+    teacher = course.teacher(prepared)
+    history = course.teacher_history(prepared)
+    assert len(history.losses["loss"]) == 4 * -(-len(prepared.labels["train"]) // 8)
+    assert len(history.measured) == 4
+    assert course.score(teacher, prepared) > 0.8
+    monkeypatch.setattr(course, "fine_tune", None)  # the second time nothing is trained
+    again = course.teacher(prepared)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), again.parameters(), strict=True))
+
+
+def test_the_student_is_kept_by_its_settings(small, monkeypatch):
+    prepared = course.prepare()
+    student = course.student(prepared)
+    assert student.config.num_hidden_layers == 2
+    assert student.config.hidden_size == 16
+    kinds = [product["kind"] if isinstance(product, dict) else product.kind for product in models.products()]
+    assert sorted(kinds) == ["student", "teacher"]
+    monkeypatch.setattr(distill, "distill", None)
+    course.student(prepared)
+
+
+def test_another_seed_or_setting_has_another_folder(small):
+    prepared = course.prepare()
+    first = course.run_folder("x", small.settings, prepared)
+    assert first == course.run_folder("x", small.settings, prepared)
+    assert first != course.run_folder("x", dataclasses.replace(small.settings, seed=1), prepared)
+    assert first != course.run_folder("x", dataclasses.replace(small.settings, weights=distill.Weights(hidden=0)), prepared)
+
+
+def test_the_job_writes_models_table_and_figure(small, tmp_path, capsys):
+    assert job.main(["--out", str(tmp_path / "out")]) == 0
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in stored["models"]] == ["teacher", "student", "student, 50% pruned"]
+    for name in ("teacher", "student"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / name)
+    assert (tmp_path / "out" / "trade_off.png").stat().st_size > 10_000
+    assert "| teacher |" in capsys.readouterr().out
+
+
+def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkeypatch):
+    """The gpu tier's own settings, one epoch a step: 12 layers of 768 → 4 of 312 on sentence pairs as GLUE names them."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TINYLIB_TIER", "gpu")
+    tiny = make_checkpoint(tmp_path / "tokenizer", TEXTS)
+    config = transformers.BertConfig(vocab_size=json.loads((tiny / "config.json").read_text())["vocab_size"])
+    base = tmp_path / "bert-base"
+    transformers.BertModel(config).save_pretrained(base)
+    transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
+    for split, rows in (("train", 12), ("validation", 4), ("test", 4)):
+        (tmp_path / "glue").mkdir(exist_ok=True)
+        write_csv(tmp_path / "glue" / f"{split}.csv", [(TEXTS[i], TEXTS[-i], i % 2) for i in range(1, rows + 1)], ("text", "text_pair", "label"))
+    settings = dataclasses.replace(course.GPU.settings, epochs_intermediate=1, epochs_prediction=1)
+    tier = dataclasses.replace(course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings)
+    monkeypatch.setitem(course.TIERS, "gpu", tier)
+    prepared = course.prepare()
+    student = course.student(prepared)
+    teacher = course.teacher(prepared)
+    assert (teacher.config.num_hidden_layers, teacher.config.hidden_size) == (12, 768)
+    assert (student.config.num_hidden_layers, student.config.hidden_size) == (4, 312)
+    assert distill.LayerMap.uniform(12, 4) == (3, 6, 9, 12)

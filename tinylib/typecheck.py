@@ -1,0 +1,5 @@
+"""The run-time check of signatures that tests switch on; as everywhere in Python, an int will do where a float is wanted (PEP 484)."""
+
+from beartype import BeartypeConf, beartype
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
