@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tinylib import course, datasets, distill, train
+from tinylib import course, datasets, distill, models, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.student import new_student
@@ -51,10 +51,10 @@ def distilled(teacher: Bert, prepared: course.Prepared, settings: distill.Settin
 
 
 def pruned(teacher: Bert, prepared: course.Prepared, student: Bert, sparsity: float, seed: int) -> Bert:
-    """Prune gradually and recover for two epochs on the teacher's soft targets."""
+    """Prune gradually and recover for one epoch on the teacher's soft targets."""
     examples = prepared.examples("train")
     loss = pruning.teacher_loss(teacher, examples)
-    return pruning.prune_and_recover(student, examples, sparsity, loss, epochs=2, lr=1e-4, seed=seed, gradual=True).model
+    return pruning.prune_and_recover(student, examples, sparsity, loss, epochs=1, lr=1e-4, seed=seed, gradual=True).model
 
 
 def variants(base: distill.Settings) -> dict:
@@ -96,14 +96,16 @@ def main() -> None:
             student = make(teacher, prepared, replace(settings, seed=seed))
             done.append(measured(student, prepared, seed, time.perf_counter() - started))
             print(f"{name}: {done[-1]}", flush=True)
+            student.save_pretrained(models.cache_folder() / "runs" / f"students-{name.replace(' ', '-')}-{seed}")
+            save(store)
             if name == "both steps":
                 prune_all(teacher, prepared, student, seed, store)
             save(store)
 
 
 def prune_all(teacher: Bert, prepared: course.Prepared, student: Bert, seed: int, store: dict) -> None:
-    """Prune one distilled student to each sparsity; the dense one, trained on for as long, is the fair comparison."""
-    for sparsity in (0.0, *SPARSITIES):
+    """Prune one distilled student to each sparsity; its own row among the runs is the comparison."""
+    for sparsity in SPARSITIES:
         started = time.perf_counter()
         model = pruned(teacher, prepared, copy.deepcopy(student), sparsity, seed)
         rows = store["pruned"].setdefault(f"{sparsity:.0%}", [])

@@ -433,6 +433,14 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, mistakes, elsewhere
     assert contents(place) == before
 
 
+def test_a_run_that_diverges_is_a_sentence_and_leaves_nothing(place, elsewhere, capsys):
+    out = elsewhere / "out"
+    command = ["teach", "--base", f"{place}/base", "--data", f"{place}/films.csv", "--out", str(out)]
+    assert cli.main([*command, "--lr", "1e30", "--epochs", "1"]) == 2
+    assert "lower lr=1e+30" in capsys.readouterr().err
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_missing_package_is_a_sentence():
     code = "import sys; sys.modules['torch'] = None\n"
     code += "from tinylib.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -612,29 +620,26 @@ def wait_until(there, process, seconds=240):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["teach", "distill"])
-def test_a_killed_run_resumes_to_the_same_weights(place, tmp_path, command):
-    labelled = list(zip(TEXTS, LABELS, strict=True))
-    rows = [(f"{text} {word}", label) for text, label in labelled for word in WORDS[:2]]
-    write_csv(tmp_path / "films.csv", rows)
+def test_a_killed_run_resumes_to_the_same_weights(place, tmp_path, capsys, command):
     options = {
-        "teach": ["--base", f"{place}/base", "--epochs", "2", "--batch-size", "1"],
-        "distill": ["--teacher", f"{place}/teacher", "--student", "2x16", "--batch-size", "2",
-                    "--epochs-intermediate", "3", "--epochs-prediction", "2"],
+        "teach": ["--base", f"{place}/base", "--epochs", "12"],
+        "distill": ["--teacher", f"{place}/teacher", "--student", "2x16", "--epochs-intermediate", "3",
+                    "--epochs-prediction", "12"],
     }  # fmt: skip
-    base = [sys.executable, "-m", "tinylib", command, *options[command], "--data", f"{tmp_path}/films.csv"]
+    typed = [command, *options[command], "--data", f"{place}/films.csv", "--batch-size", "8", "--out"]
+    base = [sys.executable, "-m", "tinylib", *typed]
     start = {"cwd": ROOT, "env": CHILD, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    whole = subprocess.Popen([*base, "--out", f"{tmp_path}/whole"], **start)
-    killed = subprocess.Popen([*base, "--out", f"{tmp_path}/out"], **start)
-    work = tmp_path / ".out.unfinished"
+    whole = subprocess.Popen([*base, f"{tmp_path}/whole"], **start)
+    killed = subprocess.Popen([*base, f"{tmp_path}/out"], **start)
     last = {"teach": "teach.safetensors", "distill": "prediction.safetensors"}[command]
-    wait_until((work / output.CHECKPOINTS / last).exists, killed)
+    wait_until((tmp_path / ".out.unfinished" / output.CHECKPOINTS / last).exists, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, "it had ended by itself"
     assert not (tmp_path / "out").exists()
-    again = subprocess.run([*base, "--out", f"{tmp_path}/out"], **start)
-    assert again.returncode == 2
-    assert b"go on with --resume" in again.stdout
-    done = subprocess.run([*base, "--out", f"{tmp_path}/out", "--resume"], **start)
+    assert cli.main([*typed, f"{tmp_path}/out"]) == 2
+    assert "go on with --resume, or delete" in capsys.readouterr().err
+    done = subprocess.run([*base, f"{tmp_path}/out", "--resume"], **start)
     assert done.returncode == 0, done.stdout
     whole.communicate()
     assert whole.returncode == 0
@@ -642,4 +647,4 @@ def test_a_killed_run_resumes_to_the_same_weights(place, tmp_path, command):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert metrics(tmp_path / "whole")["accuracy"] == metrics(tmp_path / "out")["accuracy"]
-    assert files(tmp_path) == {"films.csv", "whole", "out"}
+    assert files(tmp_path) == {"whole", "out"}

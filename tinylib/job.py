@@ -48,7 +48,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def run(out: Path, seed: int = 0, sparsity: float = 0.5, epochs: int = 2) -> list[dict]:
+def run(out: Path, seed: int = 0, sparsity: float = 0.5, epochs: int = 1) -> list[dict]:
     """Make (or take from the cache) teacher and student, prune the student, measure all three and write the results."""
     prepared = course.prepare()
     print(course.describe())

@@ -114,7 +114,8 @@ def gelu_in_place(x):
 
 
 def gelu_by_numpy(x):
-    return torch.from_numpy(np.array([v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x.detach().flatten().tolist()]).reshape(x.shape)).to(x.dtype)  # fmt: skip
+    values = [v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x.detach().flatten().tolist()]
+    return torch.from_numpy(np.array(values).reshape(x.shape)).to(x.dtype)
 
 
 def gelu_as_a_list(x):
@@ -394,7 +395,7 @@ MUTANTS = {
         (block_in_place, "in place"),
         (block_keeps_the_tuple, "tuple"),
         (block_adds_the_tuple, "TypeError"),
-        (block_detached, "no gradient"),
+        (block_detached, "gradient is zero"),
     ],
     "count_parameters": [
         (count_with(biases=False), "bias"),
@@ -413,7 +414,7 @@ MUTANTS = {
         (count_with(feed=lambda C: 4 * C), "not always 4·C"),
         (count_with(turns=1), "up and down"),
         (count_with(more=lambda c: c.vocab_size * c.hidden_size), "masked-LM"),
-        (count_of_base, "For MiniLM-L6 you have 109,482,240"),
+        (count_of_base, "109,482,240 instead of"),
         (count_as_a_text, "Return a number"),
         (count_in_millions, "too few"),
         (count_as_a_float, "whole numbers"),

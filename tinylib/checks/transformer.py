@@ -30,13 +30,14 @@ def sinusoidal_positions(attempt: Callable) -> None:
 
 
 def _position_slips(T: int, C: int) -> dict[str, Tensor]:
-    def table(rate: Tensor, t: Tensor = torch.arange(T, dtype=torch.float64)) -> Tensor:
+    t = torch.arange(T, dtype=torch.float64)
+
+    def table(rate: Tensor, t: Tensor = t) -> Tensor:
         angle = t[:, None] * rate
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
     column = torch.arange(0, C, 2, dtype=torch.float64)
     rate, own = 10000.0 ** (-column / C), 10000.0 ** (-torch.arange(C, dtype=torch.float64) / C)
-    t = torch.arange(T, dtype=torch.float64)
     right, angle, each = table(rate), t[:, None] * rate, t[:, None] * own
     odd = torch.arange(C) % 2 == 1
     return {
@@ -61,9 +62,6 @@ def _position_slips(T: int, C: int) -> dict[str, Tensor]:
         "All columns turn at one speed; the rate 10000^(−2i/C) depends on the column.": table(torch.ones(C // 2)),
         "There is only the sine: the odd columns hold the cosine of the same angle.": each.sin(),
         "Rows and columns are swapped: one row a position, (length, width).": right.T,
-        "Position and column are swapped in the formula: t is the row, 2i the column.": (
-            table(rate, t).T.contiguous().reshape(T, C) if T == C else right.T
-        ),
         "These are the angles themselves; take their sine and cosine.": (
             torch.stack([angle, angle], dim=-1).flatten(1)
         ),
@@ -83,13 +81,11 @@ def layer_norm(attempt: Callable) -> None:
         got = call(attempt, x, weight, bias, eps)
         wanted = F.layer_norm(x, (C,), weight, bias, eps)
         compare(f"LayerNorm of x {shape}", got, wanted, _norm_slips(x, weight, bias, eps), 1e-6)
-    flat = call(
-        attempt, torch.full((2, 4), 3.0, dtype=torch.float64), torch.ones(4).double(), torch.zeros(4).double(), 1e-5
-    )
+    ones, zeros = torch.ones(6).double(), torch.zeros(6).double()
+    flat = call(attempt, torch.full((2, 6), 3.0, dtype=torch.float64), ones, zeros, 1e-5)
     if not torch.isfinite(flat).all():
         raise Wrong("A row of equal numbers gives NaN, 0/0: add eps to the variance before the square root.")
     x = _random(3, 6, seed=4).requires_grad_()
-    ones, zeros = torch.ones(6).double(), torch.zeros(6).double()
     out = call(attempt, x, ones, zeros, 1e-5)
     why = "Every layer below learns through this one."
     needs_gradient("The output", out.square() @ torch.arange(6.0).double(), x, why)
@@ -98,7 +94,7 @@ def layer_norm(attempt: Callable) -> None:
     compare(
         "The gradient of your LayerNorm", got, wanted, tolerance=1e-6,
         mistakes={
-            "The values are right but the gradient is not: mean and variance depend on x, so they must stay in the graph "
+            "The values are right but the gradient is not: mean and variance depend on x, and must stay in the graph "
             "(no .detach(), .item() or torch.no_grad()).": got
         },
     )  # fmt: skip
@@ -111,7 +107,7 @@ def _norm_slips(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str
     slips = {
         "eps stands outside the root: it is √(σ² + eps), not σ + eps.": centred / (variance.sqrt() + eps),
         "eps is missing: the root is of σ² + eps.": centred / variance.sqrt(),
-        "The variance is divided by C − 1, as .var() and .std() do unless told unbiased=False; LayerNorm divides by C.": (
+        "The variance is divided by C − 1, as .var() does without unbiased=False; LayerNorm divides by C.": (
             centred / (variance * C / (C - 1) + eps).sqrt()
         ),
         "You divide by the variance instead of its square root, the standard deviation.": centred / (variance + eps),
@@ -283,9 +279,10 @@ def count_parameters(attempt: Callable) -> None:
         vocab_size=100, hidden_size=12, num_hidden_layers=3, num_attention_heads=4, intermediate_size=20,
         max_position_embeddings=30, type_vocab_size=5,
     )  # fmt: skip
+    # the odd one first: where no two sizes are alike, a difference tells which part is wrong
     configs = {
+        "a small model (V 100, 30 positions, 5 segments, C 12, F 20, L 3, H 4)": odd,
         "MiniLM-L6": BertConfig.minilm_l6(), "BERT-base": BertConfig.bert_base(), "TinyBERT4": BertConfig.tinybert4(),
-        "a model of odd sizes": odd,
     }  # fmt: skip
     for name, config in configs.items():
         got, wanted = call(attempt, config), _count(config)
@@ -302,8 +299,7 @@ def count_parameters(attempt: Callable) -> None:
                 raise Wrong(f"For {name} you have {got:,} instead of {wanted:,}. {sentence}")
         raise Wrong(
             f"For {name} you have {got:,} instead of {wanted:,}, {abs(wanted - got):,} too "
-            f"{'few' if got < wanted else 'many'}. Which part has that many? C = {config.hidden_size}, "
-            f"F = {config.intermediate_size}, L = {config.num_hidden_layers}."
+            f"{'few' if got < wanted else 'many'}. Which part has that many?"
         )
 
 
@@ -323,8 +319,9 @@ def _count_slips(config: BertConfig) -> dict[str, int]:
     layer = 4 * (C * C + C) + (C * F_ + F_) + (F_ * C + C) + 4 * C
     return {
         "No linear map has its bias: a map from n to m numbers has n·m weights and m biases.": right - biases - C,
-        "The layers' linear maps have no biases: a map from n to m numbers has n·m weights and m biases.": right
-        - biases,
+        "The layers' linear maps lack their biases: a map from n to m numbers has n·m weights and m biases.": (
+            right - biases
+        ),
         "The pooler, a linear map from C to C on top of [CLS], is missing.": right - C * C - C,
         "The pooler's bias is missing.": right - C,
         "The table of positions is missing.": right - P * C,
@@ -343,7 +340,7 @@ def _count_slips(config: BertConfig) -> dict[str, int]:
         "The heads share one query, key and value map of C to C, each reading its slice: do not multiply by H.": (
             right + L * (H - 1) * 4 * (C * C + C)
         ),
-        "The heads share one query, key and value map of C to C: three of the four maps are multiplied by H in yours.": (
+        "The heads share one query, key and value map of C to C: you multiply three of the four maps by H.": (
             right + L * (H - 1) * 3 * (C * C + C)
         ),
         "Only one layer is counted; there are L of them.": right - (L - 1) * layer,
