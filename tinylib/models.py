@@ -256,7 +256,8 @@ def _sentences_for_disk_errors(target: Path) -> Iterator[None]:
         # The path tells the cache's own trouble from that of a file that `make` asked for.
         about = str(getattr(error, "filename", None) or "")
         in_cache = about and (about.startswith(str(folder)) or str(folder).startswith(about))
-        if in_cache and isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
+        refused = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError))
+        if in_cache and (refused or error.errno == errno.EROFS):
             remedy = "set TINYLIB_HOME to a folder of yours"
             raise UserError(f"the cache {folder} cannot be written ({why}): {remedy}") from error
         raise

@@ -160,7 +160,7 @@ def prune_and_recover(
     total = epochs * len(_batches(examples, batch_size, seed, steps))
     end = 2 * total // 3
     if gradual and end:
-        pruner = GradualPruner(sparsity, begin=0, end=end, every=max(1, end // 20), make=make)
+        pruner = GradualPruner(sparsity, begin=0, end=end, every=max(1, end // 10), make=make)
     else:
         pruner = make(model, sparsity)
         pruner.apply(model)

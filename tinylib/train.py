@@ -208,8 +208,9 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 said = json.loads(file.metadata()["run"])
+            steps, told = said["step"], {name: said[name] for name in ("losses", "measured", "seconds")}
             self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); delete it and start again"
             ) from None
@@ -221,12 +222,12 @@ class Checkpoint:
         self.optimizer.load_state_dict(stored)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which were taken before
-            for _ in range(said["step"]):
+            for _ in range(steps):
                 self.schedule.step()
         torch.set_rng_state(tensors["random"])
-        for name in ("losses", "measured", "seconds"):
-            setattr(self.history, name, said[name])
-        return said["step"]
+        for name, value in told.items():
+            setattr(self.history, name, value)
+        return steps
 
 
 @torch.inference_mode()

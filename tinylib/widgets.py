@@ -256,7 +256,8 @@ def _threshold_parts(counts: Sequence[float], cut: float) -> list[str]:
         gone = (i + 0.5) / len(counts) <= cut
         fill = f'fill="none" stroke="{plots.COLOURS[1]}"' if gone else f'fill="{plots.COLOURS[0]}"'
         height = 190 * count
-        parts.append(f'<rect x="{10 + i * width:.1f}" y="{210 - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}" {fill}/>')
+        place = f'x="{10 + i * width:.1f}" y="{210 - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}"'
+        parts.append(f"<rect {place} {fill}/>")
     x = 10 + 300 * cut
     parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="12" y2="210" stroke="currentColor" stroke-dasharray="5 3"/>')
     return [*parts, _label("magnitude of a weight: hollow = removed", 160, 235, 12, "middle")]
@@ -268,7 +269,8 @@ def _curve_parts(curve: Mapping[float, float], sparsity: float, accuracy: float 
     parts = [f'<polyline points="{points}" fill="none" stroke="{plots.COLOURS[0]}" stroke-width="2"/>']
     for a in (0.0, 0.5, 1.0):
         y = round(place(0, a)[1])
-        parts += [f'<line x1="370" x2="640" y1="{y}" y2="{y}" stroke="grey" stroke-width="0.5"/>', _label(f"{a:.0%}", 364, y, 12, "end")]
+        parts.append(f'<line x1="370" x2="640" y1="{y}" y2="{y}" stroke="grey" stroke-width="0.5"/>')
+        parts.append(_label(f"{a:.0%}", 364, y, 12, "end"))
     if accuracy is not None:
         x, y = place(sparsity, accuracy)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{plots.COLOURS[1]}" stroke="currentColor"/>')

@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from tinylib import attention
-from tinylib.checks.core import Wrong, call, check, compare, generator, needs_gradient
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+from tinylib.checks.core import Wrong, call, check, compare, draw, needs_gradient
 
 
 def _slips(*pairs) -> dict:
@@ -26,7 +22,7 @@ def _slips(*pairs) -> dict:
 def softmax_jacobian(attempt: Callable) -> None:
     """attempt(p): probabilities (…, n) -> (…, n, n), entry i, j = ∂p_i/∂z_j."""
     for shape, seed in (((4,), 1), ((3, 5), 2), ((2, 3, 2), 3)):
-        p = _random(*shape, seed=seed).softmax(-1)
+        p = draw(*shape, seed=seed).softmax(-1)
         diagonal, outer = torch.diag_embed(p), p[..., :, None] * p[..., None, :]
         eye, again = torch.eye(shape[-1], dtype=p.dtype), p.softmax(-1)
         twice = torch.diag_embed(again) - again[..., :, None] * again[..., None, :]
@@ -174,7 +170,7 @@ def _attend_case(attempt: Callable, what: str, q: Tensor, k: Tensor, v: Tensor, 
 @check("attend")
 def attend(attempt: Callable) -> None:
     """attempt(q, k, v, mask=None) -> (out, weights), as tinylib.attention.attend."""
-    q, k, v = _random(2, 3, 4, 6, seed=1), _random(2, 3, 5, 6, seed=2), _random(2, 3, 5, 7, seed=3)
+    q, k, v = draw(2, 3, 4, 6, seed=1), draw(2, 3, 5, 6, seed=2), draw(2, 3, 5, 7, seed=3)
     _attend_case(attempt, "no mask, T = S", q, k[:, :, :4], v[:, :, :4], None)
     _attend_case(attempt, "no mask, T ≠ S", q, k, v, None)
     padding = attention.padding_mask(torch.tensor([5, 3]), 5)
@@ -198,7 +194,7 @@ def attend(attempt: Callable) -> None:
 def split_heads(attempt: Callable) -> None:
     """attempt(x, heads): (B, T, C) -> (B, H, T, D), head h reading columns h·D…(h+1)·D."""
     for (B, T, C), H in (((2, 5, 12), 4), ((1, 3, 6), 3), ((3, 2, 8), 1)):
-        x, D = _random(B, T, C, seed=C), C // H
+        x, D = draw(B, T, C, seed=C), C // H
         cut = x.view(B, T, H, D)
         slips = _slips(
             (
@@ -267,8 +263,8 @@ GRADIENT_SLIPS = _slips(
 @check("attend_gradient")
 def attend_gradient(attempt: Callable) -> None:
     """attempt(q, k, v, mask, grad) -> (dq, dk, dv); grad (B, H, T, Dv) is the loss's gradient in out."""
-    q, k, v = _random(2, 2, 3, 4, seed=1), _random(2, 2, 5, 4, seed=2), _random(2, 2, 5, 6, seed=3)
-    grad, everything = _random(2, 2, 3, 6, seed=4), torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    q, k, v = draw(2, 2, 3, 4, seed=1), draw(2, 2, 5, 4, seed=2), draw(2, 2, 5, 6, seed=3)
+    grad, everything = draw(2, 2, 3, 6, seed=4), torch.ones(2, 1, 1, 5, dtype=torch.bool)
     padding = attention.padding_mask(torch.tensor([5, 2]), 5)[:, None, None, :]
     nowhere = padding.repeat(1, 1, 3, 1)
     nowhere[0, :, 1] = False

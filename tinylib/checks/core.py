@@ -69,6 +69,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draw(*shape: int, seed: int) -> Tensor:
+    """Return normal random numbers in float64, for checks whose answers are compared to many digits."""
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
 def call(attempt: Callable, *inputs, **named):
     """Call the attempt on copies and refuse an answer that changes its inputs."""
     if not callable(attempt):

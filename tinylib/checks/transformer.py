@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 from tinylib import attention
 from tinylib.bert import BertConfig, EncoderLayer
-from tinylib.checks.core import Wrong, call, check, compare, generator, needs_gradient
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
+from tinylib.checks.core import Wrong, call, check, compare, draw, generator, needs_gradient
 
 # -- sinusoidal_positions ------------------------------------------------------
 
@@ -76,8 +71,8 @@ def layer_norm(attempt: Callable) -> None:
     """attempt(x, weight, bias, eps): x (…, C), weight and bias (C,) -> (…, C)."""
     for shape, seed in (((3, 6), 1), ((2, 4, 5), 2), ((7,), 3)):
         C, eps = shape[-1], 0.1  # large, so that forgetting it shows
-        x = 2.0 * _random(*shape, seed=seed) + 1.0
-        weight, bias = 1.0 + 0.3 * _random(C, seed=seed + 10), _random(C, seed=seed + 20)
+        x = 2.0 * draw(*shape, seed=seed) + 1.0
+        weight, bias = 1.0 + 0.3 * draw(C, seed=seed + 10), draw(C, seed=seed + 20)
         got = call(attempt, x, weight, bias, eps)
         wanted = F.layer_norm(x, (C,), weight, bias, eps)
         compare(f"LayerNorm of x {shape}", got, wanted, _norm_slips(x, weight, bias, eps), 1e-6)
@@ -85,7 +80,7 @@ def layer_norm(attempt: Callable) -> None:
     flat = call(attempt, torch.full((2, 6), 3.0, dtype=torch.float64), ones, zeros, 1e-5)
     if not torch.isfinite(flat).all():
         raise Wrong("A row of equal numbers gives NaN, 0/0: add eps to the variance before the square root.")
-    x = _random(3, 6, seed=4).requires_grad_()
+    x = draw(3, 6, seed=4).requires_grad_()
     out = call(attempt, x, ones, zeros, 1e-5)
     why = "Every layer below learns through this one."
     needs_gradient("The output", out.square() @ torch.arange(6.0).double(), x, why)
@@ -146,7 +141,7 @@ def _norm_slips(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str
 @check("gelu")
 def gelu(attempt: Callable) -> None:
     """attempt(x) -> x·Φ(x), of x's shape."""
-    for x in (torch.linspace(-6, 6, 49, dtype=torch.float64), 2 * _random(2, 3, 4, seed=1)):
+    for x in (torch.linspace(-6, 6, 49, dtype=torch.float64), 2 * draw(2, 3, 4, seed=1)):
         compare(f"GELU of x {tuple(x.shape)}", call(attempt, x), F.gelu(x), _gelu_slips(x), 1e-7)
     x = torch.tensor([-60.0, 60.0])
     compare("GELU of −60 and 60 in float32", call(attempt, x), F.gelu(x), tolerance=1e-6)
@@ -187,7 +182,7 @@ def encoder_block(attempt: Callable) -> None:
     """attempt(layer, x, mask) -> (B, T, C), from the layer's attention, up, down and its two LayerNorms."""
     for C, heads, lengths, seed in ((12, 3, (5, 3), 1), (8, 2, (4, 1, 2), 2)):
         layer = _random_layer(C, heads, seed)
-        x = _random(len(lengths), max(lengths), C, seed=seed + 5)
+        x = draw(len(lengths), max(lengths), C, seed=seed + 5)
         mask = attention.padding_mask(torch.tensor(lengths), max(lengths))[:, None, None, :]
         with torch.no_grad():
             wanted, slips = layer(x, mask, False)[0], _block_slips(layer, x, mask)

@@ -1,0 +1,210 @@
+"""soft_target_loss: its properties for any logits, and agreement with the KL written out, torch and differences."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import nn
+
+from tinylib.distill import soft_target_loss
+from tinylib.errors import UserError
+
+SIZES = {"B": st.integers(1, 6), "K": st.integers(2, 9), "seed": st.integers(0, 10_000)}
+TEMPERATURES = st.floats(0.3, 30)
+SHIFTS = st.floats(-50, 50)
+
+each_size = settings(max_examples=60, deadline=None)
+
+
+def logits(B, K, seed, scale=3.0):
+    """Give student's and teacher's logits in float64."""
+    g = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(2, B, K, generator=g, dtype=torch.float64)
+
+
+def brute_force(student, teacher, T):
+    """Give T²·KL(teacher ‖ student) from its definition, term by term, without torch."""
+    total = 0.0
+    for row_s, row_t in zip(student.tolist(), teacher.tolist(), strict=True):
+        e_s, e_t = [math.exp(z / T) for z in row_s], [math.exp(z / T) for z in row_t]
+        for a, b in zip(e_s, e_t, strict=True):
+            p_s, p_t = a / sum(e_s), b / sum(e_t)
+            total += p_t * math.log(p_t / p_s)
+    return T**2 * total / len(student)
+
+
+def gradient(student, teacher, T):
+    """Give the gradient for the student's logits by autograd."""
+    leaf = student.clone().requires_grad_()
+    return torch.autograd.grad(soft_target_loss(leaf, teacher, T), leaf)[0]
+
+
+# -- the value -------------------------------------------------------------------------------------------------
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES)
+def test_it_is_zero_at_equality_and_positive_elsewhere(B, K, seed, T):
+    student, teacher = logits(B, K, seed)
+    assert soft_target_loss(teacher, teacher, T).abs() < 1e-11
+    assert gradient(teacher, teacher, T).abs().max() < 1e-12
+    assert soft_target_loss(student, teacher, T) > 0
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES)
+def test_it_is_the_kl_divergence_written_out(B, K, seed, T):
+    student, teacher = logits(B, K, seed)
+    expected = brute_force(student, teacher, T)
+    assert soft_target_loss(student, teacher, T).item() == pytest.approx(expected, rel=1e-9, abs=1e-11)
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES)
+def test_it_is_torchs_batchmean_kl_times_the_square_of_the_temperature(B, K, seed, T):
+    student, teacher = logits(B, K, seed)
+    oracle = nn.KLDivLoss(reduction="batchmean")(F.log_softmax(student / T, -1), F.softmax(teacher / T, -1))
+    torch.testing.assert_close(soft_target_loss(student, teacher, T), T**2 * oracle, rtol=1e-9, atol=1e-11)
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES, ours=SHIFTS, theirs=SHIFTS)
+def test_a_shift_of_all_logits_of_an_example_changes_nothing(B, K, seed, T, ours, theirs):
+    student, teacher = logits(B, K, seed)
+    shifted = soft_target_loss(student + ours, teacher + theirs, T)
+    torch.testing.assert_close(shifted, soft_target_loss(student, teacher, T), rtol=1e-8, atol=1e-9)
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES)
+def test_it_is_the_mean_over_the_batch_and_the_order_of_classes_does_not_matter(B, K, seed, T):
+    student, teacher = logits(B, K, seed)
+    whole = soft_target_loss(student, teacher, T)
+    each = torch.stack([soft_target_loss(student[b : b + 1], teacher[b : b + 1], T) for b in range(B)])
+    torch.testing.assert_close(each.mean(), whole)
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(soft_target_loss(student[:, order], teacher[:, order], T), whole)
+
+
+def test_the_temperature_scales_like_the_logits():
+    student, teacher = logits(4, 5, 0)
+    torch.testing.assert_close(
+        soft_target_loss(3 * student, 3 * teacher, 3.0), 9 * soft_target_loss(student, teacher, 1.0)
+    )
+
+
+def test_it_is_the_cross_entropy_when_the_teacher_is_certain():
+    student, _ = logits(4, 5, 0)
+    labels = torch.tensor([0, 3, 2, 4])
+    certain = 1e4 * F.one_hot(labels, 5).double()
+    torch.testing.assert_close(soft_target_loss(student, certain), F.cross_entropy(student, labels))
+
+
+def test_the_kl_is_not_symmetric():
+    student, teacher = logits(4, 5, 0)
+    assert soft_target_loss(student, teacher) != pytest.approx(soft_target_loss(teacher, student).item(), rel=0.01)
+
+
+def test_the_default_temperature_is_1():
+    student, teacher = logits(4, 5, 0)
+    assert soft_target_loss(student, teacher) == soft_target_loss(student, teacher, 1.0)
+
+
+# -- the gradient ----------------------------------------------------------------------------------------------
+
+
+@each_size
+@given(**SIZES, T=TEMPERATURES)
+def test_the_gradient_is_t_times_the_difference_of_the_distributions_over_b(B, K, seed, T):
+    student, teacher = logits(B, K, seed)
+    closed = T * ((student / T).softmax(-1) - (teacher / T).softmax(-1)) / B
+    torch.testing.assert_close(gradient(student, teacher, T), closed, rtol=1e-9, atol=1e-12)
+    assert closed.sum(-1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0, 20.0])
+def test_autograd_agrees_with_finite_differences(T):
+    student, teacher = logits(3, 4, 1)
+    loss = lambda z: soft_target_loss(z, teacher, T)  # noqa: E731
+    assert torch.autograd.gradcheck(loss, student.clone().requires_grad_(), atol=1e-7)
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_grows():
+    student, teacher = logits(8, 10, 2)
+    sizes = {T: gradient(student, teacher, T).norm().item() for T in (10.0, 100.0, 1000.0)}
+    assert sizes[1000.0] == pytest.approx(sizes[100.0], rel=0.05)
+    without_square = {T: size / T**2 for T, size in sizes.items()}
+    assert without_square[1000.0] == pytest.approx(without_square[100.0] / 100, rel=0.05)
+
+
+@each_size
+@given(**SIZES)
+def test_at_high_temperature_it_matches_centred_logits_with_an_error_that_falls_as_1_over_t(B, K, seed):
+    student, teacher = logits(B, K, seed, scale=1.0)
+    difference = student - teacher
+    difference = difference - difference.mean(-1, keepdim=True)
+    value, slope = difference.square().mean() / 2, difference / (K * B)
+    # c / T with one c for all T: the bound follows from the third cumulant of the logits
+    c = 8 * (student.abs().max() + teacher.abs().max()).item() ** 3
+    for T in (50.0, 500.0, 5000.0):
+        assert (soft_target_loss(student, teacher, T) - value).abs() < c / T
+        assert (gradient(student, teacher, T) - slope).abs().max() < c / T
+
+
+def test_the_error_of_the_limit_has_slope_minus_1():
+    student, teacher = logits(6, 10, 3)
+    difference = student - teacher
+    limit = (difference - difference.mean(-1, keepdim=True)) / (6 * 10)
+    errors = [(gradient(student, teacher, T) - limit).abs().max().item() for T in (1e3, 1e4)]
+    assert math.log10(errors[1] / errors[0]) == pytest.approx(-1, abs=0.02)
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_does():
+    student, teacher = (z.requires_grad_() for z in logits(4, 5, 0))
+    soft_target_loss(student, teacher, 2.0).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+# -- the edges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_it_keeps_the_dtype_and_changes_no_input(dtype):
+    student, teacher = (z.to(dtype) for z in logits(4, 5, 0))
+    before = student.clone(), teacher.clone()
+    assert soft_target_loss(student, teacher, 2.0).dtype == dtype
+    assert torch.equal(student, before[0])
+    assert torch.equal(teacher, before[1])
+
+
+@pytest.mark.parametrize("T", [0.1, 1.0, 10.0])
+def test_huge_logits_give_a_finite_loss_and_gradient(T):
+    far = torch.tensor([[800.0, 0.0, -800.0]])
+    student, teacher = far.clone().requires_grad_(), far.flip(1)
+    loss = soft_target_loss(student, teacher, T)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_two_classes_are_one_number():
+    student, teacher = logits(6, 2, 4)
+    T, p, q = 3.0, *(torch.sigmoid((z[:, 1] - z[:, 0]) / 3.0) for z in logits(6, 2, 4).flip(0))
+    binary = F.binary_cross_entropy(q, p) - F.binary_cross_entropy(p, p)
+    torch.testing.assert_close(soft_target_loss(student, teacher, T), T**2 * binary)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    student, teacher = logits(2, 3, 0)
+    with pytest.raises(UserError, match=r"temperature=.* must be greater than 0; 1 leaves"):
+        soft_target_loss(student, teacher, temperature)
+
+
+def test_logits_of_different_shapes_are_refused():
+    with pytest.raises(Exception, match=r"(?i)shape|size|K"):  # the signature is checked in tests
+        soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 4))
