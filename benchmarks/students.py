@@ -89,9 +89,9 @@ def main() -> None:
     store["teacher"] = measured(teacher, prepared, 0, course.teacher_history(prepared).seconds)
     for seed in args.seeds:
         for name, (settings, make) in variants(base).items():
-            done = store["runs"].setdefault(name, [])
-            if any(r["seed"] == seed for r in done) or (args.only and name not in args.only):
+            if (args.only and name not in args.only) or any(r["seed"] == seed for r in store["runs"].get(name, [])):
                 continue
+            done = store["runs"].setdefault(name, [])
             started = time.perf_counter()
             student = make(teacher, prepared, replace(settings, seed=seed))
             done.append(measured(student, prepared, seed, time.perf_counter() - started))

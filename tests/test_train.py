@@ -1,6 +1,7 @@
 """The training loop: it learns, repeats by its seed, disturbs nobody's random state, and resumes bit for bit."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -383,7 +384,7 @@ def test_progress_is_shown_where_it_is_asked_for(capfd):
     train.predict(model(), examples(5).encoded)
     assert capfd.readouterr().err == ""
     train.predict(model(), examples(5).encoded, label="measuring")
-    run(model(), epochs=1, label="teaching")
+    run(model(), epochs=1, label="teaching", after_step=lambda own, step: time.sleep(0.05))
     shown = capfd.readouterr().err
     assert "measuring" in shown
     assert "teaching" in shown

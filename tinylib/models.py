@@ -257,7 +257,7 @@ def _sentences_for_disk_errors(target: Path) -> Iterator[None]:
         about = str(getattr(error, "filename", None) or "")
         in_cache = about and (about.startswith(str(folder)) or str(folder).startswith(about))
         refused = isinstance(error, (PermissionError, FileExistsError, NotADirectoryError))
-        if in_cache and (refused or error.errno == errno.EROFS):
+        if in_cache and (refused or getattr(error, "errno", None) == errno.EROFS):
             remedy = "set TINYLIB_HOME to a folder of yours"
             raise UserError(f"the cache {folder} cannot be written ({why}): {remedy}") from error
         raise

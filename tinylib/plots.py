@@ -206,7 +206,7 @@ def block_diagram(
     for i, text in enumerate(boxes):
         fill = next((colour for word, colour in fills.items() if word in text), "white")
         shape = "circle,pad=0.15" if text == "+" else "round,pad=0.4"
-        ax.annotate("", (0, i - 0.2), (0, i - 0.78 if i else -0.75), arrowprops=arrow)
+        ax.annotate("", (0, i - 0.2), (0, i - 0.9 if i else -0.75), arrowprops=arrow, zorder=1)
         ax.text(0, i, text, ha="center", va="center", fontsize=11, zorder=3,
                 bbox={"boxstyle": shape, "facecolor": fill, "edgecolor": "black"})  # fmt: skip
     ax.annotate("", (0, len(boxes) - 0.3), (0, len(boxes) - 0.8), arrowprops=arrow)
@@ -222,7 +222,7 @@ def block_diagram(
 
 def stacked_shares(rows: Mapping[str, Mapping[str, float]], ax: Axes, unit: str = "") -> Axes:
     """Draw one bar of 100 % a row, cut into named parts; each piece shows its own amount, the row's end the sum."""
-    for y, (name, parts) in enumerate(rows.items()):
+    for y, parts in enumerate(rows.values()):
         total, left = sum(parts.values()), 0.0
         for i, (part, amount) in enumerate(parts.items()):
             width = 100 * amount / total

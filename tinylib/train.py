@@ -191,6 +191,8 @@ class Checkpoint:
         for index, moments in moments_of.items():
             tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
         tensors["random"] = torch.get_rng_state()
+        if torch.cuda.is_available():  # on a GPU the dropout is drawn from its own state
+            tensors["random_cuda"] = torch.cuda.get_rng_state()
         said = {"step": step} | asdict(self.history)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(f".{os.getpid()}.tmp")
@@ -225,6 +227,8 @@ class Checkpoint:
             for _ in range(steps):
                 self.schedule.step()
         torch.set_rng_state(tensors["random"])
+        if torch.cuda.is_available() and "random_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random_cuda"])
         for name, value in told.items():
             setattr(self.history, name, value)
         return steps

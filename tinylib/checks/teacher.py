@@ -21,10 +21,8 @@ def cross_entropy_gradient(attempt) -> None:
         mistakes = {
             "Every entry is 0: is the stub still there?": torch.zeros(B, K),
             "This is y − p, the way downhill; the gradient points uphill: p − y.": (y - p) / B,
-            "This is y − p, and not yet divided by the B sentences of the mean; the gradient is p − y.": y
-            - p,
-            "Each row is right for its own sentence, but the loss is a mean over B sentences: divide by B.": p
-            - y,
+            "This is y − p, and not yet divided by the B sentences of the mean; the gradient is p − y.": y - p,
+            "Each row is right for its own sentence, but the loss is a mean over B sentences: divide by B.": p - y,
             "This is divided by all B·K numbers; the mean goes over the B sentences only.": (p - y) / B / K,
             "This is divided by the K classes; the mean goes over the B sentences.": (p - y) / K,
             "Your softmax runs over the batch (dim 0); each sentence's classes compete: dim -1.": (
@@ -34,19 +32,14 @@ def cross_entropy_gradient(attempt) -> None:
             "This is z − y: the logits have to go through softmax first.": (logits - y) / B,
             "This is p without y: the label is not used.": p / B,
             "This is −y: the probabilities are missing.": -y / B,
-            "This is log p − y: use the probabilities, not their logarithms.": (logits.log_softmax(-1) - y)
-            / B,
+            "This is log p − y: use the probabilities, not their logarithms.": (logits.log_softmax(-1) - y) / B,
             "This is sigmoid(z) − y, for independent yes-or-no questions; here classes share one softmax.": (
                 logits.sigmoid() - y
             )
             / B,
             "This is p(1 − p), softmax's own slope; the loss −log p cancels it.": p * (1 - p) / B,
-            "This is −y/p, the slope with respect to p; the chain rule goes on through softmax to z.": -y
-            / p
-            / B,
-            "Only the true class's entry is filled in; every other class has the gradient p too.": (p - y)
-            * y
-            / B,
+            "This is −y/p, the slope with respect to p; the chain rule goes on through softmax to z.": -y / p / B,
+            "Only the true class's entry is filled in; every other class has the gradient p too.": (p - y) * y / B,
         }
         compare(
             f"The gradient for {B} sentences of {K} classes",
@@ -57,9 +50,7 @@ def cross_entropy_gradient(attempt) -> None:
     large = torch.tensor([[1000.0, 0.0, -1000.0]])
     got = call(attempt, large, torch.tensor([1]))
     if not isinstance(got, Tensor) or not torch.isfinite(got).all():
-        raise Wrong(
-            "With a logit of 1000 you return NaN: exp overflows. torch.softmax subtracts the largest first."
-        )
+        raise Wrong("With a logit of 1000 you return NaN: exp overflows. torch.softmax subtracts the largest first.")
     compare("The gradient at a logit of 1000", got, torch.tensor([[1.0, -1.0, 0.0]]))
 
 
@@ -168,8 +159,9 @@ def _score_mistakes(table: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     specificity = true_negatives / (n - table.sum(1))
     return {
         "Every entry is 0: is the stub still there?": torch.zeros_like(wanted),
-        "Precision and recall are swapped: rows are the true classes, so a column holds "
-        "all that was predicted.": (stack(recall, precision, f1)),
+        "Precision and recall are swapped: rows are the true classes, so a column holds all that was predicted.": (
+            stack(recall, precision, f1)
+        ),
         "One row a class, please: yours has one column a class; transpose it.": wanted.T,
         "These are the means over the classes (macro averages); give each class its own row.": wanted.mean(0),
         "F1 is the harmonic mean 2PR/(P+R), not the plain mean: a poor half must not hide.": (
@@ -212,20 +204,16 @@ def bootstrap_interval(attempt) -> None:
         if low > high:
             raise Wrong("The interval is upside down: return the low end first.")
         if runs[0] != runs[1]:
-            raise Wrong(
-                "Two calls with the same generator differ: hand generator=generator to the random function."
-            )
+            raise Wrong("Two calls with the same generator differ: hand generator=generator to the random function.")
         if high - low < 1e-9:
             raise Wrong(
-                "The interval has no width: draw *with* replacement. A permutation has "
-                "the same mean each time."
+                "The interval has no width: draw *with* replacement. A permutation has the same mean each time."
             )
         _judge(*(sum(ends) / 3 for ends in zip(*runs[1:], strict=True)), N, share, level)
         moved = moved or len(set(runs)) > 1  # one setting may give the same shares by chance, not all three
     if not moved:
         raise Wrong(
-            "Another generator gives the very same interval: draw with it; a formula or "
-            "a fixed seed is no bootstrap."
+            "Another generator gives the very same interval: draw with it; a formula or a fixed seed is no bootstrap."
         )
 
 
@@ -240,9 +228,7 @@ def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
         raise Wrong("0 to 1 is always true and says nothing: is the stub still there?")
     centre, got_half = (low + high) / 2, (high - low) / 2
     if high > 1.5:
-        raise Wrong(
-            f"You return {low:.3g} to {high:.3g}: give shares between 0 and 1, not percentages or counts."
-        )
+        raise Wrong(f"You return {low:.3g} to {high:.3g}: give shares between 0 and 1, not percentages or counts.")
     if near(centre, 1 - share) and not near(share, 1 - share):
         raise Wrong("This is the interval of the error rate; `right` is True where the prediction is right.")
     if near(centre, 0):
@@ -256,20 +242,16 @@ def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
         )
     if not near(centre, share):
         raise Wrong(
-            f"The accuracy is {share}, but your interval lies around {centre:.3g}: does a "
-            "draw repeat whole sentences?"
+            f"The accuracy is {share}, but your interval lies around {centre:.3g}: does a draw repeat whole sentences?"
         )
     one_sided = normal.icdf(torch.tensor(level)).item() * error if level > 0.5 else None
     if one_sided and abs(got_half - one_sided) < 0.07 * half:
         raise Wrong("Both ends leave out 1 − level, which is twice too much: cut (1 − level)/2 at each end.")
     if abs(got_half - half * math.sqrt(N / RESAMPLES)) < 0.04 * error:
-        raise Wrong(
-            "Each draw must hold N sentences, but yours holds as many as there are resamples: swap the two."
-        )
+        raise Wrong("Each draw must hold N sentences, but yours holds as many as there are resamples: swap the two.")
     if abs(got_half - error) < 0.1 * error:
         raise Wrong(
-            "This is one standard deviation to each side, about 68 %: take the quantiles "
-            "that `level` asks for."
+            "This is one standard deviation to each side, about 68 %: take the quantiles that `level` asks for."
         )
     raise Wrong(
         f"Your interval is {low:.3f} to {high:.3f}, but {share - half:.3f} to "

@@ -55,6 +55,7 @@ def _position_slips(T: int, C: int) -> dict[str, Tensor]:
         ),
         "The base is 10000, not 1000.": table(1000.0 ** (-column / C)),
         "All columns turn at one speed; the rate 10000^(−2i/C) depends on the column.": table(torch.ones(C // 2)),
+        "All zeros: this is still the stub.": torch.zeros_like(right),
         "There is only the sine: the odd columns hold the cosine of the same angle.": each.sin(),
         "Rows and columns are swapped: one row a position, (length, width).": right.T,
         "These are the angles themselves; take their sine and cosine.": (
@@ -132,6 +133,7 @@ def _norm_slips(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str
         "The bias is added before the weight multiplies; it comes last: x̂·weight + bias.": (hat + bias) * weight,
         "Weight and bias have changed places.": hat * bias + weight,
         "x itself is scaled and shifted; use the normalised x̂.": x * weight + bias,
+        "You return x unchanged; is this still the stub?": x,
     }
 
 
@@ -221,6 +223,7 @@ def _block_slips(layer: EncoderLayer, x: Tensor, mask: Tensor) -> dict[str, Tens
     a = one(x + attend(x))
     middle = x + attend(one(x))
     return {
+        "You return x unchanged; is this still the stub?": x,
         "The first residual is missing: attention's output is added to x before LayerNorm.": (
             (lambda b: two(b + transform(b)))(one(attend(x)))
         ),
@@ -319,6 +322,7 @@ def _count_slips(config: BertConfig) -> dict[str, int]:
         ),
         "The pooler, a linear map from C to C on top of [CLS], is missing.": right - C * C - C,
         "The pooler's bias is missing.": right - C,
+        "That is the table of words alone. Two more tables, L layers and the pooler are to come.": V * C,
         "The table of positions is missing.": right - P * C,
         "The table of segments is missing.": right - S * C,
         "Positions and segments have tables too.": right - (P + S) * C,
