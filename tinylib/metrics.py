@@ -28,9 +28,7 @@ def classification_report(labels: Numbers, predictions: Numbers) -> dict[str, fl
     0 … C-1.
     """
     labels, predictions = _aligned(labels=labels, predictions=predictions)
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, predictions, average="macro", zero_division=0
-    )
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predictions, average="macro", zero_division=0)
     support = np.bincount(labels, minlength=int(max(labels.max(), predictions.max())) + 1)
     report = {"accuracy": accuracy(labels, predictions), "precision": precision, "recall": recall, "f1": f1}
     return {name: float(value) for name, value in report.items()} | {"support": support.tolist()}
@@ -45,8 +43,7 @@ def confusion(labels: Numbers, predictions: Numbers, classes: int | None = None)
     largest = int(max(labels.max(), predictions.max()))
     if classes is not None and largest >= classes:
         raise UserError(
-            f"class {largest} occurs, but classes={classes} allows 0 to {classes - 1}; "
-            f"pass classes={largest + 1}"
+            f"class {largest} occurs, but classes={classes} allows 0 to {classes - 1}; pass classes={largest + 1}"
         )
     return sk.confusion_matrix(labels, predictions, labels=np.arange(classes or largest + 1))
 
@@ -120,8 +117,7 @@ def _aligned(**columns: Numbers) -> list[np.ndarray]:
     for name, array in arrays.items():
         if len(array) != len(arrays[first]):
             raise UserError(
-                f"{len(arrays[first])} {first} but {len(array)} {name}; "
-                "pass one of each a text, in the same order"
+                f"{len(arrays[first])} {first} but {len(array)} {name}; pass one of each a text, in the same order"
             )
         if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min() < 0):
             found = array.min() if array.dtype.kind == "i" else array[0]

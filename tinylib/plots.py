@@ -214,7 +214,7 @@ def block_diagram(
         ax.plot([0, -1.15, -1.15], [i - 0.5, i - 0.5, j], color="black", linewidth=1.3, zorder=1)
         ax.annotate("", (-0.13, j), (-1.15, j), arrowprops=arrow)
     for i, text in (side or {}).items():
-        ax.annotate(text, (0.72, i), (1.25, i), va="center", fontsize=10, arrowprops=arrow)
+        ax.annotate(text, (0.5, i), (1.1, i), va="center", fontsize=10, arrowprops=arrow)
     ax.set(xlim=(-1.5, 2.3 if side else 1.5), ylim=(-0.9, len(boxes) - 0.1))
     ax.axis("off")
     return ax
