@@ -472,3 +472,19 @@ def test_an_unknown_method_and_a_share_of_all_layers_are_refused(model, examples
         prune.prune_by("lottery", model, examples, 0.5)
     with pytest.raises(UserError, match="3 layers"):
         prune.prune_by("layers", model, examples, 0.9)
+
+
+# -- the lesson's widget -------------------------------------------------------
+
+
+def test_the_explorer_follows_the_threshold():
+    from tinylib.widgets import pruning_explorer
+
+    box = pruning_explorer(torch.linspace(-1, 1, 2001), {0.0: 0.9, 0.5: 0.8, 0.9: 0.5})
+    slider, drawing = box.children
+    slider.value = 0
+    assert "0% of the weights are removed. Accuracy about 90%" in drawing.value
+    slider.value = 25
+    assert "25% of the weights are removed. Accuracy about 85%" in drawing.value
+    slider.value = 100
+    assert "No accuracy was measured there" in drawing.value

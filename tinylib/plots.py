@@ -188,7 +188,8 @@ def paired_seeds(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool 
         ax.plot(at, line, label=f"seed {seed}", **cue)
     for x, mean in zip(at, values.mean(axis=1), strict=True):
         ax.plot([x - 0.12, x + 0.12], [mean, mean], color="black", linewidth=3)
-        ax.annotate(f"mean {mean:.1f}", (x + 0.14, mean), va="center")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}  # the lines pass behind it
+        ax.annotate(f"mean {mean:.1f}", (x + 0.15, mean), va="center", bbox=box)
     ax.set(xticks=at, xticklabels=list(groups), xlim=(-0.4, len(groups) - 0.4))
     ax.legend(loc="best")
     return ax
