@@ -48,12 +48,19 @@ def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float | int) -> Bo
         raise UserError(
             "the weight to prune holds NaN, which has no magnitude; look for the step where training diverged"
         )
-    threshold = size.kthvalue(remove).values  # selection, not a sort: O(n) and one copy
+    threshold = _kth_smallest(size, remove)
     flat = keep.view(-1)
     flat[size < threshold] = False
     ties = (size == threshold).nonzero().squeeze(-1)
     flat[ties[: remove - int((~flat).sum())]] = False
     return keep
+
+
+def _kth_smallest(size: Tensor, k: int) -> Tensor:
+    """Return the k-th smallest number by selection, not a sort: O(n) and one copy."""
+    if size.device.type == "cpu" and size.dtype == torch.float32:  # NumPy's selection takes a third of torch's time
+        return torch.from_numpy(np.partition(size.numpy(), k - 1))[k - 1]
+    return size.kthvalue(k).values
 
 
 def prunable(model: Bert, embeddings: bool = False) -> dict[str, nn.Parameter]:
