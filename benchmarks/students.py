@@ -41,7 +41,15 @@ def from_labels(teacher: Bert, prepared: course.Prepared, settings: distill.Sett
     student = fresh(teacher, settings)
     batches = train.loader(prepared.examples("train"), settings.batch_size, seed=settings.seed)
     epochs = settings.epochs_intermediate + settings.epochs_prediction
-    train.fit(student, batches, train.classification_loss, epochs=epochs, lr=settings.lr_prediction, seed=settings.seed, label="labels")
+    train.fit(
+        student,
+        batches,
+        train.classification_loss,
+        epochs=epochs,
+        lr=settings.lr_prediction,
+        seed=settings.seed,
+        label="labels",
+    )
     return student
 
 
@@ -54,7 +62,9 @@ def pruned(teacher: Bert, prepared: course.Prepared, student: Bert, sparsity: fl
     """Prune gradually and recover for one epoch on the teacher's soft targets."""
     examples = prepared.examples("train")
     loss = pruning.teacher_loss(teacher, examples)
-    return pruning.prune_and_recover(student, examples, sparsity, loss, epochs=1, lr=1e-4, seed=seed, gradual=True).model
+    return pruning.prune_and_recover(
+        student, examples, sparsity, loss, epochs=1, lr=1e-4, seed=seed, gradual=True
+    ).model
 
 
 def variants(base: distill.Settings) -> dict:
@@ -84,7 +94,9 @@ def main() -> None:
     if {k: store.get(k) for k in head} != head:
         store = head | {"runs": {}, "pruned": {}}
     threads = torch.get_num_threads()
-    store["machine"] = f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__.split('+')[0]}, laptop tier"
+    store["machine"] = (
+        f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__.split('+')[0]}, laptop tier"
+    )
     store["command"] = "python benchmarks/students.py"
     store["teacher"] = measured(teacher, prepared, 0, course.teacher_history(prepared).seconds)
     for seed in args.seeds:

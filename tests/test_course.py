@@ -1,4 +1,4 @@
-"""What the lessons share: tiers, cached products, the headless job; at small size, and the gpu tier's code path with its true shape."""
+"""What the lessons share, at small size: tiers, cached products, the headless job; the gpu tier with its true shape."""
 
 import dataclasses
 import json
@@ -19,9 +19,17 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLIB_TIER", "laptop")
     base = make_checkpoint(tmp_path / "base", TEXTS)
     data = write_csv(tmp_path / "films.csv", zip(TEXTS, LABELS, strict=True))
-    settings = distill.Settings(student="2x16", epochs_intermediate=2, epochs_prediction=2, lr_intermediate=1e-2, lr_prediction=1e-2)
+    settings = distill.Settings(
+        student="2x16", epochs_intermediate=2, epochs_prediction=2, lr_intermediate=1e-2, lr_prediction=1e-2
+    )
     tier = dataclasses.replace(
-        course.LAPTOP, base=str(base), data=str(data), teacher_epochs=4, teacher_lr=5e-3, batch_size=8, settings=settings
+        course.LAPTOP,
+        base=str(base),
+        data=str(data),
+        teacher_epochs=4,
+        teacher_lr=5e-3,
+        batch_size=8,
+        settings=settings,
     )
     monkeypatch.setitem(course.TIERS, "laptop", tier)
     return tier
@@ -65,7 +73,9 @@ def test_another_seed_or_setting_has_another_folder(small):
     first = course.run_folder("x", small.settings, prepared)
     assert first == course.run_folder("x", small.settings, prepared)
     assert first != course.run_folder("x", dataclasses.replace(small.settings, seed=1), prepared)
-    assert first != course.run_folder("x", dataclasses.replace(small.settings, weights=distill.Weights(hidden=0)), prepared)
+    assert first != course.run_folder(
+        "x", dataclasses.replace(small.settings, weights=distill.Weights(hidden=0)), prepared
+    )
 
 
 def test_the_job_writes_models_table_and_figure(small, tmp_path, capsys):
@@ -89,9 +99,15 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
     for split, rows in (("train", 12), ("validation", 4), ("test", 4)):
         (tmp_path / "glue").mkdir(exist_ok=True)
-        write_csv(tmp_path / "glue" / f"{split}.csv", [(TEXTS[i], TEXTS[-i], i % 2) for i in range(1, rows + 1)], ("text", "text_pair", "label"))
+        write_csv(
+            tmp_path / "glue" / f"{split}.csv",
+            [(TEXTS[i], TEXTS[-i], i % 2) for i in range(1, rows + 1)],
+            ("text", "text_pair", "label"),
+        )
     settings = dataclasses.replace(course.GPU.settings, epochs_intermediate=1, epochs_prediction=1)
-    tier = dataclasses.replace(course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings)
+    tier = dataclasses.replace(
+        course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings
+    )
     monkeypatch.setitem(course.TIERS, "gpu", tier)
     prepared = course.prepare()
     student = course.student(prepared)

@@ -427,7 +427,7 @@ def weights_of(result):
 @pytest.mark.parametrize("start", ["random", "embeddings"])
 def test_both_steps_lower_every_loss_and_keep_the_callers_random_state(teacher, start):
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
-    changed = distill.replace(SHORT, start=start)
+    changed = SHORT.replace(start=start)
     results = []
     for world in (0, 1):  # what the caller has drawn must not matter
         torch.manual_seed(world)
@@ -445,11 +445,11 @@ def test_both_steps_lower_every_loss_and_keep_the_callers_random_state(teacher, 
 
 
 def test_live_and_cached_teachers_train_alike(teacher):
-    short = distill.replace(SHORT, epochs_intermediate=3, epochs_prediction=1)
+    short = SHORT.replace(epochs_intermediate=3, epochs_prediction=1)
     runs = []
     for cache_gb in (3.0, 0.0):
         result = distill.distill(
-            teacher, examples(), distill.replace(short, cache_gb=cache_gb), small_student(teacher)
+            teacher, examples(), short.replace(cache_gb=cache_gb), small_student(teacher)
         )
         runs.append(torch.tensor(result.intermediate.losses["loss"]))
     torch.testing.assert_close(*runs, rtol=1e-2, atol=1e-3)
@@ -461,7 +461,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(("step", "at"), [("intermediate", 5), ("intermediate", 6), ("prediction", 4)])
 def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, monkeypatch):
-    short = distill.replace(SHORT, epochs_intermediate=4, epochs_prediction=2)  # of 3 steps each
+    short = SHORT.replace(epochs_intermediate=4, epochs_prediction=2)  # of 3 steps each
     monkeypatch.setattr(distill, "fit", functools.partial(distill.fit, checkpoint_every=2))
 
     def run(folder=None):

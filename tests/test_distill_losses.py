@@ -11,6 +11,7 @@ from torch import nn
 
 from tinylib.distill import soft_target_loss
 from tinylib.errors import UserError
+from tinylib.widgets import temperature_explorer
 
 SIZES = {"B": st.integers(1, 6), "K": st.integers(2, 9), "seed": st.integers(0, 10_000)}
 TEMPERATURES = st.floats(0.3, 30)
@@ -208,3 +209,25 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 def test_logits_of_different_shapes_are_refused():
     with pytest.raises(Exception, match=r"(?i)shape|size|K"):  # the signature is checked in tests
         soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+# -- the lesson's widget ---------------------------------------------------------------------------------------
+
+
+def test_the_temperature_explorer_answers_the_slider():
+    teacher, student = torch.tensor([6.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    slider, drawing = temperature_explorer(teacher, student, ["a", "<b>", "c"]).children
+    slider.value = 1.0
+    cold = drawing.value
+    slider.value = 100.0
+    assert "entropy is 1.10 of 1.10 nats" in drawing.value
+    assert "entropy is 1.10" not in cold
+    assert "<b>" not in drawing.value, "a class's name is text, not HTML"
+    T = slider.value
+    hot = T * ((student / T).softmax(-1) - (teacher / T).softmax(-1)).norm().item()
+    assert f"{hot:.3f} with it" in drawing.value
+
+
+def test_the_temperature_explorer_wants_a_name_a_class():
+    with pytest.raises(UserError, match="3 logits but 2 names; name each class once"):
+        temperature_explorer(torch.zeros(3), torch.zeros(3), ["a", "b"])

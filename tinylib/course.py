@@ -80,7 +80,9 @@ class Prepared:
         return Examples(self.encoded[split], self.labels[split])
 
 
-def prepare(data: str | Path | None = None, base: str | Path | None = None, max_length: int | None = None, seed: int = 0) -> Prepared:
+def prepare(
+    data: str | Path | None = None, base: str | Path | None = None, max_length: int | None = None, seed: int = 0
+) -> Prepared:
     """Load a data set and tokenize it for a model; without arguments, the tier's own."""
     sizes = tier()
     loaded = datasets.load(data or sizes.data, seed=seed)
@@ -99,7 +101,16 @@ def score(model: Bert, prepared: Prepared, split: str = "test") -> float:
     return accuracy(prepared.labels[split], predict(model, prepared.encoded[split]).argmax(-1))
 
 
-def fine_tune(prepared: Prepared, base: str | Path, *, epochs: int, lr: float, batch_size: int = 32, seed: int = 0, checkpoint=None):
+def fine_tune(
+    prepared: Prepared,
+    base: str | Path,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int = 32,
+    seed: int = 0,
+    checkpoint=None,
+):
     """Fine-tune a pretrained model on the labels; return it with the run's history."""
     start = torch.Generator().manual_seed(seed)
     model = Bert.from_pretrained(base, labels=prepared.names, generator=start)
@@ -133,7 +144,12 @@ def _teacher_folder(prepared: Prepared, seed: int) -> Path:
     def make(folder: Path) -> None:
         print("no fine-tuned teacher in the cache yet: making it once, about 5 minutes on two cores")
         model, history = fine_tune(
-            prepared, sizes.base, epochs=sizes.teacher_epochs, lr=sizes.teacher_lr, batch_size=sizes.batch_size, seed=seed
+            prepared,
+            sizes.base,
+            epochs=sizes.teacher_epochs,
+            lr=sizes.teacher_lr,
+            batch_size=sizes.batch_size,
+            seed=seed,
         )
         model.save_pretrained(folder)
         (folder / "history.json").write_text(json.dumps(asdict(history)), encoding="utf-8")
@@ -145,7 +161,7 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
     """Return the distilled student of lesson 09 from the cache; the first time, make it (about ten minutes on two cores)."""
     sizes = tier()
     prepared = prepared or prepare()
-    settings = distill.replace(sizes.settings, seed=seed)
+    settings = sizes.settings.replace(seed=seed)
     recipe = {"base": sizes.base, "data": prepared.fingerprint, "settings": asdict(settings)}
 
     def make(folder: Path) -> None:

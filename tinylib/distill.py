@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.errors import UserError
 from tinylib.student import new_student, start_basis
-from tinylib.text import Encoded
 from tinylib.train import Batch, Examples, History, fit, loader, predict
 
 
@@ -100,7 +99,9 @@ class LayerMap(tuple):
     def __new__(cls, layers: Sequence[int]) -> "LayerMap":
         layers = tuple(int(n) for n in layers)
         if not layers or min(layers) < 1:
-            raise UserError(f"layer map {layers} must name a teacher layer ≥ 1 for each student layer, such as (2, 3, 5, 6)")
+            raise UserError(
+                f"layer map {layers} must name a teacher layer ≥ 1 for each student layer, such as (2, 3, 5, 6)"
+            )
         return super().__new__(cls, layers)
 
     def __call__(self, m: int) -> int:
@@ -167,7 +168,9 @@ class Distiller(nn.Module):
 def teacher_forward(teacher: Bert, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = ()) -> BertOutput:
     """Run the teacher as a teacher must run: in evaluation mode (no dropout) and without a graph."""
     if teacher.training:
-        raise UserError("the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()")
+        raise UserError(
+            "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
+        )
     with torch.inference_mode():
         return teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores)
 
@@ -182,7 +185,12 @@ class Weights:
 
 
 def intermediate_losses(
-    student: BertOutput, teacher: BertOutput, mask: Bool[Tensor, "B T"], layer_map: LayerMap, project: Callable, weights: Weights
+    student: BertOutput,
+    teacher: BertOutput,
+    mask: Bool[Tensor, "B T"],
+    layer_map: LayerMap,
+    project: Callable,
+    weights: Weights,
 ) -> dict[str, Tensor]:
     """Return the weighted embedding, hidden and attention losses, each summed over the mapped layers (eq. 11, 0 ≤ m ≤ M)."""
     losses = {}
@@ -219,6 +227,10 @@ class Settings:
     cache_gb: float = 3.0  # teacher outputs are kept in memory up to this size, else computed anew each epoch
     seed: int = 0
 
+    def replace(self, **changes) -> "Settings":
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
 
 class TeacherOutputs:
     """A teacher's hidden states and scores for every text, computed once and kept in float16.
@@ -232,13 +244,19 @@ class TeacherOutputs:
         self.scores: list[Tensor] = [torch.empty(0)] * len(examples)
         device = next(teacher.parameters()).device
         for batch in tqdm(loader(examples, 64, shuffle=False), desc="teacher outputs", unit="batch", leave=False):
-            out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, self.hidden_layers, self.score_layers)
+            out = teacher_forward(
+                teacher, {k: v.to(device) for k, v in batch.items()}, self.hidden_layers, self.score_layers
+            )
             for i, (row, mask) in enumerate(zip(batch["rows"].tolist(), batch["mask"], strict=True)):
                 n = int(mask.sum())
                 if hidden:
-                    self.hidden[row] = torch.stack([out.hidden_states[m][i, :n] for m in self.hidden_layers]).half().cpu()
+                    self.hidden[row] = (
+                        torch.stack([out.hidden_states[m][i, :n] for m in self.hidden_layers]).half().cpu()
+                    )
                 if scores:
-                    self.scores[row] = torch.stack([out.scores[m][i, :, :n, :n] for m in self.score_layers]).half().cpu()
+                    self.scores[row] = (
+                        torch.stack([out.scores[m][i, :, :n, :n] for m in self.score_layers]).half().cpu()
+                    )
 
     @staticmethod
     def bytes_needed(teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int]) -> int:
@@ -249,10 +267,16 @@ class TeacherOutputs:
 
     def batch(self, rows: Sequence[int], length: int, device: torch.device) -> BertOutput:
         """Return the outputs of some rows, padded with zeros to ``length`` tokens."""
-        hidden = [F.pad(self.hidden[r], (0, 0, 0, length - self.hidden[r].shape[1])) for r in rows] if self.hidden_layers else []
+        hidden = (
+            [F.pad(self.hidden[r], (0, 0, 0, length - self.hidden[r].shape[1])) for r in rows]
+            if self.hidden_layers
+            else []
+        )
         scores = []
         if self.score_layers:
-            scores = [F.pad(s, (0, length - s.shape[-1], 0, length - s.shape[-1])) for s in (self.scores[r] for r in rows)]
+            scores = [
+                F.pad(s, (0, length - s.shape[-1], 0, length - s.shape[-1])) for s in (self.scores[r] for r in rows)
+            ]
         stack = lambda parts, layers: (  # noqa: E731
             dict(zip(layers, torch.stack(parts, dim=1).to(device).float(), strict=True)) if layers else {}
         )
@@ -270,7 +294,12 @@ class Result:
 
 
 def distill_intermediate(
-    teacher: Bert, student: Bert, examples: Examples, settings: Settings, checkpoint: Path | None = None, after_epoch=None
+    teacher: Bert,
+    student: Bert,
+    examples: Examples,
+    settings: Settings,
+    checkpoint: Path | None = None,
+    after_epoch=None,
 ) -> tuple[Projections, History]:
     """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1)."""
     layer_map = _layer_map(teacher.config, student.config, settings)
@@ -294,7 +323,9 @@ def distill_intermediate(
             told = cached.batch(batch["rows"].tolist(), batch["ids"].shape[1], batch["ids"].device)
         else:
             told = teacher_forward(teacher, batch, their_hidden, their_scores)
-        said = pair.student(batch["ids"], batch["mask"], batch["segments"], keep_hidden=own_hidden, keep_scores=own_scores)
+        said = pair.student(
+            batch["ids"], batch["mask"], batch["segments"], keep_hidden=own_hidden, keep_scores=own_scores
+        )
         return intermediate_losses(said, told, batch["mask"], layer_map, pair.projections, weights)
 
     history = fit(
@@ -314,7 +345,9 @@ def distill_prediction(
 
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
-        return {"prediction": soft_target_loss(logits, targets[batch["rows"].cpu()].to(logits.device), settings.temperature)}
+        return {
+            "prediction": soft_target_loss(logits, targets[batch["rows"].cpu()].to(logits.device), settings.temperature)
+        }
 
     return fit(
         student, loader(examples, settings.batch_size, seed=settings.seed + 1), losses,

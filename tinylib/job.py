@@ -15,7 +15,14 @@ from tinylib.masks import save_compressed
 COLUMNS = ("model", "accuracy", "95 % interval", "retention", "parameters (M)", "file (MB)", "latency (ms)")
 
 
-def row(name: str, model: Bert, prepared: course.Prepared, folder: Path, reference: float | None = None, packed: bool = False) -> dict:
+def row(
+    name: str,
+    model: Bert,
+    prepared: course.Prepared,
+    folder: Path,
+    reference: float | None = None,
+    packed: bool = False,
+) -> dict:
     """Save a model and measure it on the test split: accuracy with interval, file size, latency of one sentence of 32 tokens.
 
     ``packed`` stores the zeros of a pruned model compactly (``masks.save_compressed``), values in float32.
@@ -58,16 +65,29 @@ def run(out: Path, seed: int = 0, sparsity: float = 0.5, epochs: int = 1) -> lis
     rows.append(row("student", student, prepared, out / "student", rows[0]["accuracy"]))
     examples = prepared.examples("train")
     pruned = pruning.prune_and_recover(
-        student, examples, sparsity, pruning.teacher_loss(teacher, examples), epochs=epochs, lr=1e-4, seed=seed, gradual=True
+        student,
+        examples,
+        sparsity,
+        pruning.teacher_loss(teacher, examples),
+        epochs=epochs,
+        lr=1e-4,
+        seed=seed,
+        gradual=True,
     )
-    rows.append(row(f"student, {sparsity:.0%} pruned", pruned.model, prepared, out / "pruned", rows[0]["accuracy"], packed=True))
+    rows.append(
+        row(f"student, {sparsity:.0%} pruned", pruned.model, prepared, out / "pruned", rows[0]["accuracy"], packed=True)
+    )
     settings = {"seed": seed, "sparsity": sparsity, "data": prepared.fingerprint, "tier": course.tier().name}
-    (out / "metrics.json").write_text(json.dumps({"settings": settings, "models": rows}, indent=2) + "\n", encoding="utf-8")
+    (out / "metrics.json").write_text(
+        json.dumps({"settings": settings, "models": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     (out / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
     fig, ax = plots.figure(width=8, height=4.5)
     plots.trade_off(rows, ax)
     share = rows[1]["retention"]
-    ax.set_title(f"The student keeps {share:.1%} of its teacher's accuracy in {rows[1]['megabytes'] / rows[0]['megabytes']:.0%} of the file")
+    ax.set_title(
+        f"The student keeps {share:.1%} of its teacher's accuracy in {rows[1]['megabytes'] / rows[0]['megabytes']:.0%} of the file"
+    )
     fig.savefig(out / "trade_off.png", dpi=150)
     return rows
 
@@ -85,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"distill: {error}", file=sys.stderr)
         return 2
-    print(f"\n{table(rows)}\n\n{args.out}: three models, metrics.json, table.md, trade_off.png ({time.perf_counter() - started:.0f} s)")
+    print(
+        f"\n{table(rows)}\n\n{args.out}: three models, metrics.json, table.md, trade_off.png ({time.perf_counter() - started:.0f} s)"
+    )
     return 0
 
 

@@ -22,7 +22,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def style() -> None:
     """Set the course's look: readable at 1200 pixels and in print."""
     sns.set_theme(context="notebook", style="whitegrid", palette=list(COLOURS), font_scale=1.05)
-    plt.rcParams.update({"figure.figsize": (8, 4), "figure.dpi": 100, "axes.titlesize": "medium", "axes.titleweight": "bold"})
+    plt.rcParams.update(
+        {"figure.figsize": (8, 4), "figure.dpi": 100, "axes.titlesize": "medium", "axes.titleweight": "bold"}
+    )
 
 
 def figure(rows: int = 1, columns: int = 1, width: float | int = 8.0, height: float | int = 4.0, **options):
@@ -54,7 +56,14 @@ def curves(series: Mapping[str, Sequence[float]], ax: Axes, x: Sequence[float] |
     return ax
 
 
-def heatmap(values, ax: Axes, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None, annotate: str | None = None, **options) -> Axes:
+def heatmap(
+    values,
+    ax: Axes,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    annotate: str | None = None,
+    **options,
+) -> Axes:
     """Draw a matrix, light = large; ``annotate`` is the format of the numbers written into the cells (".2f")."""
     options = {"cmap": "cividis", "cbar": False, "square": True} | options
     sns.heatmap(
@@ -67,9 +76,11 @@ def heatmap(values, ax: Axes, rows: Sequence[str] | None = None, columns: Sequen
 
 def seed_bars(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = True) -> Axes:
     """Draw the mean of each group as a bar, every seed as a dot on it, and the mean in figures above it."""
-    for i, (name, values) in enumerate(groups.items()):
+    for i, values in enumerate(groups.values()):
         shown = np.asarray(values, dtype=float) * (100 if percent else 1)
-        ax.bar(i, shown.mean(), color=COLOURS[i % 8], alpha=0.75, hatch=("", "//", "..", "xx")[i % 4], edgecolor="white")
+        ax.bar(
+            i, shown.mean(), color=COLOURS[i % 8], alpha=0.75, hatch=("", "//", "..", "xx")[i % 4], edgecolor="white"
+        )
         ax.plot([i] * len(shown), shown, "o", color="black", markersize=5)
         ax.annotate(f"{shown.mean():.1f}", (i, shown.max()), xytext=(0, 6), textcoords="offset points", ha="center")
     ax.set_xticks(range(len(groups)), list(groups))
@@ -81,10 +92,11 @@ def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: st
     for i, row in enumerate(rows):
         low, high = row["interval"]
         error = [[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]]
-        ax.errorbar(
-            row[x], 100 * row["accuracy"], yerr=error, color=COLOURS[i % 8], marker=MARKERS[i % 6], markersize=9, capsize=4, linestyle=""
-        )  # fmt: skip
-        ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), xytext=(10, 0), textcoords="offset points", va="center")
+        look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 6], "markersize": 9, "capsize": 4, "linestyle": ""}
+        ax.errorbar(row[x], 100 * row["accuracy"], yerr=error, **look)
+        ax.annotate(
+            row["name"], (row[x], 100 * row["accuracy"]), xytext=(10, 0), textcoords="offset points", va="center"
+        )
     ax.set_xscale("log")
     ax.margins(x=0.25, y=0.15)
     ax.set(xlabel=label, ylabel="test accuracy (%)")

@@ -37,7 +37,11 @@ def explained(table: Float[Tensor, "V C"], basis: Float[Tensor, "C Cs"]) -> floa
 
 @torch.no_grad()
 def new_student(
-    teacher: Bert, config: BertConfig, layers: tuple[int, ...], start: str = "embeddings", generator: torch.Generator | None = None
+    teacher: Bert,
+    config: BertConfig,
+    layers: tuple[int, ...],
+    start: str = "embeddings",
+    generator: torch.Generator | None = None,
 ) -> Bert:
     """Return a student of the given sizes, in training mode, with the teacher's head, labels and tokenizer.
 
@@ -116,7 +120,9 @@ def _low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     kept = min(rank, len(s))
     root = s[:kept].sqrt()
     pad = torch.nn.functional.pad
-    return pad(q_left @ u[:, :kept] * root, (0, rank - kept)), pad(root[:, None] * (vh[:kept] @ q_right.T), (0, 0, 0, rank - kept))
+    return pad(q_left @ u[:, :kept] * root, (0, rank - kept)), pad(
+        root[:, None] * (vh[:kept] @ q_right.T), (0, 0, 0, rank - kept)
+    )
 
 
 def _cut_head(student: Bert, teacher: Bert, basis: Tensor) -> None:

@@ -61,7 +61,9 @@ def adamw(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.opti
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
 
 
-def linear_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LRScheduler:
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.LRScheduler:
     """Raise the rate from zero over the first ``warmup`` share of the steps, then lower it to zero (Devlin et al. 2019)."""
     from transformers import get_linear_schedule_with_warmup
 
@@ -214,7 +216,7 @@ class Checkpoint:
             self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); delete it and start again"
+                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); delete it to start again"
             ) from None
         stored = self.optimizer.state_dict()
         for name, tensor in tensors.items():

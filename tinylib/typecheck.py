@@ -1,4 +1,4 @@
-"""The run-time check of signatures that tests switch on; as everywhere in Python, an int will do where a float is wanted (PEP 484)."""
+"""The run-time check of signatures that tests switch on; an int will do where a float is wanted, as in PEP 484."""
 
 from beartype import BeartypeConf, beartype
 

@@ -49,7 +49,9 @@ def run_check(name: str, attempt) -> Report:
     except Wrong as wrong:
         return Report(False, str(wrong))
     except NotImplementedError:
-        return Report(False, f"{name}: nothing is written yet. Replace the stub by your answer and run both cells again.")
+        return Report(
+            False, f"{name}: nothing is written yet. Replace the stub by your answer and run both cells again."
+        )
     except Exception as error:  # noqa: BLE001 (whatever the learner's code raises is a mistake to explain)
         return Report(False, f"{name}: your code raised {type(error).__name__}: {_first_line(error)}{_where(error)}")
     return Report(True, f"{name}: correct.")
@@ -60,7 +62,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "tinylib/checks" not in f.filename.replace("\\", "/")]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "tinylib/checks" not in f.filename.replace("\\", "/")
+    ]
     return f" (line {frames[0].lineno} of {frames[0].name}: {frames[0].line})" if frames and frames[0].line else ""
 
 
@@ -77,30 +81,44 @@ def draw(*shape: int, seed: int) -> Tensor:
 def call(attempt: Callable, *inputs, **named):
     """Call the attempt on copies and refuse an answer that changes its inputs."""
     if not callable(attempt):
-        raise Wrong(f"Pass the function itself, not {type(attempt).__name__}: write checks.run(name, my_function) without ().")
+        raise Wrong(
+            f"Pass the function itself, not {type(attempt).__name__}: write checks.run(name, my_function) without ()."
+        )
     before = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
     answer = attempt(*inputs, **named)
     for x, old in zip(inputs, before, strict=True):
         if isinstance(x, Tensor) and not torch.equal(torch.nan_to_num(x.detach()), torch.nan_to_num(old)):
-            raise Wrong("Your function changes its input in place (an operation ending in _, or an assignment into a slice). Make a copy.")
+            raise Wrong(
+                "Your function changes its input in place (an operation ending in _, or an assignment into a slice). Make a copy."
+            )
     if answer is None:
         raise Wrong("Your function returns None: is a `return` missing?")
     return answer
 
 
-def compare(name: str, got, wanted: Tensor, mistakes: dict[str, Tensor | Callable[[], Tensor]] | None = None, tolerance: float = 1e-4):
+def compare(
+    name: str,
+    got,
+    wanted: Tensor,
+    mistakes: dict[str, Tensor | Callable[[], Tensor]] | None = None,
+    tolerance: float = 1e-4,
+):
     """Raise Wrong unless ``got`` is ``wanted``; if it equals the result of a known mistake, say that mistake.
 
     ``mistakes`` maps the sentence for the learner to what that mistake gives (a tensor, or a function that makes it).
     """
     if not isinstance(got, Tensor):
-        raise Wrong(f"{name} should be a tensor, but yours is a {type(got).__name__}; keep it in torch (no .item(), no numpy).")
+        raise Wrong(
+            f"{name} should be a tensor, but yours is a {type(got).__name__}; keep it in torch (no .item(), no numpy)."
+        )
     if got.shape != wanted.shape:
         for sentence, value in (mistakes or {}).items():
             value = value() if callable(value) else value
             if value.shape == got.shape and close(got, value, tolerance):
                 raise Wrong(sentence)
-        raise Wrong(f"{name} should have shape {tuple(wanted.shape)}, but yours has {tuple(got.shape)}: which axis is summed or kept?")
+        raise Wrong(
+            f"{name} should have shape {tuple(wanted.shape)}, but yours has {tuple(got.shape)}: which axis is summed or kept?"
+        )
     if got.dtype != wanted.dtype:
         raise Wrong(f"{name} should be of {wanted.dtype}, but yours is {got.dtype}; do not cast on the way.")
     if close(got, wanted, tolerance):
@@ -110,7 +128,9 @@ def compare(name: str, got, wanted: Tensor, mistakes: dict[str, Tensor | Callabl
         if value.shape == got.shape and close(got, value, tolerance):
             raise Wrong(sentence)
     if not torch.isfinite(got.detach().float()).all():
-        raise Wrong(f"{name} holds NaN or infinity: look for a division by zero, a log of zero or exp of a large number.")
+        raise Wrong(
+            f"{name} holds NaN or infinity: look for a division by zero, a log of zero or exp of a large number."
+        )
     if close(-got, wanted, tolerance):
         raise Wrong(f"{name} has the wrong sign.")
     ratio = _constant_ratio(got, wanted)
@@ -118,14 +138,18 @@ def compare(name: str, got, wanted: Tensor, mistakes: dict[str, Tensor | Callabl
         size = f"{ratio:.3g} times too large" if ratio > 1 else f"{1 / ratio:.3g} times too small"
         raise Wrong(f"{name} is {size} everywhere: a constant factor is missing or one too many.")
     worst = (got.detach() - wanted).abs().max().item()
-    raise Wrong(f"{name} differs from the right answer by up to {worst:.3g}. Work the smallest case by hand and compare.")
+    raise Wrong(
+        f"{name} differs from the right answer by up to {worst:.3g}. Work the smallest case by hand and compare."
+    )
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
     """Return whether two tensors of one shape agree (NaN never does)."""
     if a.dtype == torch.bool or b.dtype == torch.bool:
         return a.dtype == b.dtype and torch.equal(a, b)
-    return torch.allclose(a.detach().double(), b.detach().double(), rtol=tolerance, atol=tolerance * max(1e-3, _size(b)))
+    return torch.allclose(
+        a.detach().double(), b.detach().double(), rtol=tolerance, atol=tolerance * max(1e-3, _size(b))
+    )
 
 
 def _size(b: Tensor) -> float:

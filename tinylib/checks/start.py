@@ -35,7 +35,9 @@ def retention(attempt) -> None:
         for sentence, value in known.items():
             if near(got, value):
                 raise Wrong(f"For accuracies {student} and {teacher} you return {got:.4g}, which is {sentence}.")
-        raise Wrong(f"For a student at {student} and a teacher at {teacher} retention is {right:.4g}, but you return {got:.4g}.")
+        raise Wrong(
+            f"For a student at {student} and a teacher at {teacher} retention is {right:.4g}, but you return {got:.4g}."
+        )
 
 
 @check("megabytes")

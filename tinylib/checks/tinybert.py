@@ -29,8 +29,12 @@ def gap_closed(attempt) -> None:
         }
         for sentence, value in known.items():
             if near(got, value):
-                raise Wrong(f"For distilled {d}, labels only {s}, teacher {t} you return {got:.4g}, which is {sentence}.")
-        raise Wrong(f"For distilled {d}, labels only {s}, teacher {t} the share is {right:.4g}, but you return {got:.4g}.")
+                raise Wrong(
+                    f"For distilled {d}, labels only {s}, teacher {t} you return {got:.4g}, which is {sentence}."
+                )
+        raise Wrong(
+            f"For distilled {d}, labels only {s}, teacher {t} the share is {right:.4g}, but you return {got:.4g}."
+        )
 
 
 @check("squeeze")
@@ -43,11 +47,18 @@ def squeeze(attempt) -> None:
         wanted = basis.T @ weight @ basis
         mistakes = {
             "You return the teacher's matrix itself: it still reads and writes the wide hidden states.": weight,
-            "Only the input side is squeezed (W·V): the result must be written back in the narrow basis too.": weight @ basis,
+            "Only the input side is squeezed (W·V): the result must be written back in the narrow basis too.": weight
+            @ basis,
             "Only the output side is squeezed (Vᵀ·W): what it reads is narrow too.": basis.T @ weight,
-            "W is transposed: a linear layer computes W·x, so W stands unturned between Vᵀ and V.": basis.T @ weight.T @ basis,
-            "You cut out the first rows and columns; that is right only if the basis is made of unit vectors.": weight[:small, :small],
-            "You project but stay wide (V·Vᵀ·W·V·Vᵀ): the student's matrix works on narrow states.": basis @ wanted @ basis.T,
+            "W is transposed: a linear layer computes W·x, so W stands unturned between Vᵀ and V.": basis.T
+            @ weight.T
+            @ basis,
+            "You cut out the first rows and columns; that is right only if the basis is made of unit vectors.": weight[
+                :small, :small
+            ],
+            "You project but stay wide (V·Vᵀ·W·V·Vᵀ): the student's matrix works on narrow states.": basis
+            @ wanted
+            @ basis.T,
             "The result is divided by the width: orthonormal columns need no scaling.": wanted / small,
             "The result is multiplied by the width: orthonormal columns need no scaling.": wanted * small,
         }
@@ -68,7 +79,9 @@ def fold_value_bias(attempt) -> None:
             "W_o is transposed: the output is W_o·(…), so the bias becomes W_o·b_v.": weight.T @ value + output,
             "The sign is wrong: dropping b_v takes W_o·b_v away, so it has to be added.": output - weight @ value,
             "The old output bias does not go through W_o: it is added after it.": weight @ (value + output),
-            "The sum over the keys is counted: the attention weights sum to 1, so b_v arrives once.": width * (weight @ value) + output,
+            "The sum over the keys is counted: the attention weights sum to 1, so b_v arrives once.": width
+            * (weight @ value)
+            + output,
             "You average over the width: the weights of attention already sum to 1.": weight @ value / width + output,
         }
         compare("The new bias", call(attempt, weight, value, output), weight @ value + output, mistakes)
