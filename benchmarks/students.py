@@ -8,7 +8,6 @@ import argparse
 import copy
 import json
 import platform
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,10 +22,10 @@ FILE = datasets.data_folder() / "results" / "students.json"
 SPARSITIES = (0.5,)
 
 
-def measured(model: Bert, prepared: course.Prepared, seed: int, seconds: float) -> dict:
+def measured(model: Bert, prepared: course.Prepared, seed: int) -> dict:
     """Return one run's row."""
     scores = {split: round(course.score(model, prepared, split), 4) for split in ("validation", "test")}
-    return {"seed": seed, **scores, "seconds": round(seconds)}
+    return {"seed": seed, **scores}
 
 
 def fresh(teacher: Bert, settings: distill.Settings) -> Bert:
@@ -98,15 +97,14 @@ def main() -> None:
         f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__.split('+')[0]}, laptop tier"
     )
     store["command"] = "python benchmarks/students.py"
-    store["teacher"] = measured(teacher, prepared, 0, course.teacher_history(prepared).seconds)
+    store["teacher"] = measured(teacher, prepared, 0)
     for seed in args.seeds:
         for name, (settings, make) in variants(base).items():
             if (args.only and name not in args.only) or any(r["seed"] == seed for r in store["runs"].get(name, [])):
                 continue
             done = store["runs"].setdefault(name, [])
-            started = time.perf_counter()
             student = make(teacher, prepared, replace(settings, seed=seed))
-            done.append(measured(student, prepared, seed, time.perf_counter() - started))
+            done.append(measured(student, prepared, seed))
             print(f"{name}: {done[-1]}", flush=True)
             student.save_pretrained(models.cache_folder() / "runs" / f"students-{name.replace(' ', '-')}-{seed}")
             save(store)
@@ -118,10 +116,9 @@ def main() -> None:
 def prune_all(teacher: Bert, prepared: course.Prepared, student: Bert, seed: int, store: dict) -> None:
     """Prune one distilled student to each sparsity; its own row among the runs is the comparison."""
     for sparsity in SPARSITIES:
-        started = time.perf_counter()
         model = pruned(teacher, prepared, copy.deepcopy(student), sparsity, seed)
         rows = store["pruned"].setdefault(f"{sparsity:.0%}", [])
-        rows.append(measured(model, prepared, seed, time.perf_counter() - started))
+        rows.append(measured(model, prepared, seed))
         print(f"pruned {sparsity:.0%}: {rows[-1]}", flush=True)
 
 

@@ -105,9 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"distill: {error}", file=sys.stderr)
         return 2
-    print(
-        f"\n{table(rows)}\n\n{args.out}: three models, metrics.json, table.md, trade_off.png ({time.perf_counter() - started:.0f} s)"
-    )
+    took = f"{time.perf_counter() - started:.0f} s"
+    print(f"\n{table(rows)}\n\n{args.out}: three models, metrics.json, table.md, trade_off.png ({took})")
     return 0
 
 

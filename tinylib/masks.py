@@ -36,9 +36,7 @@ def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float | int) -> Bo
     curvature h for all weights.
     """
     if not 0.0 <= sparsity < 1.0:
-        raise UserError(
-            f"sparsity={sparsity} must be at least 0 and below 1: it is the share of the weights to remove"
-        )
+        raise UserError(f"sparsity={sparsity} must be at least 0 and below 1: it is the share of the weights to remove")
     size = weight.detach().abs().flatten()
     remove = round(sparsity * len(size))
     keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
@@ -69,9 +67,7 @@ def prunable(model: Bert, embeddings: bool = False) -> dict[str, nn.Parameter]:
     The position and segment tables are small, and every sentence uses them.
     """
     names = ["embeddings.word.weight"] if embeddings else []
-    names += [
-        name for name, weight in model.named_parameters() if name.startswith("layers.") and weight.ndim == 2
-    ]
+    names += [name for name, weight in model.named_parameters() if name.startswith("layers.") and weight.ndim == 2]
     return {name: model.get_parameter(name) for name in names}
 
 
@@ -158,9 +154,7 @@ def layer_masks(model: Bert, sparsity: float | Mapping[str, float], embeddings: 
     weights = prunable(model, embeddings)
     if isinstance(sparsity, Mapping):
         if unknown := sorted(set(sparsity) - set(weights)):
-            raise UserError(
-                f"{unknown[0]!r} is not a weight that can be pruned; those are {', '.join(weights)}"
-            )
+            raise UserError(f"{unknown[0]!r} is not a weight that can be pruned; those are {', '.join(weights)}")
         return Masks({name: magnitude_mask(weights[name], share) for name, share in sparsity.items()})
     return Masks({name: magnitude_mask(weight, sparsity) for name, weight in weights.items()})
 
@@ -170,9 +164,7 @@ def global_masks(model: Bert, sparsity: float, embeddings: bool = False) -> Mask
     weights = prunable(model, embeddings)
     together = magnitude_mask(torch.cat([w.detach().flatten() for w in weights.values()]), sparsity)
     parts = together.split([w.numel() for w in weights.values()])
-    return Masks(
-        {name: part.reshape(w.shape).clone() for (name, w), part in zip(weights.items(), parts, strict=True)}
-    )
+    return Masks({name: part.reshape(w.shape).clone() for (name, w), part in zip(weights.items(), parts, strict=True)})
 
 
 def whole_masks(model: Bert, sparsity: float) -> Masks:
@@ -276,10 +268,6 @@ def load_compressed(folder: str | Path) -> Bert:
         model.load_state_dict(state)
     except DAMAGE as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{folder} holds no whole model of save_compressed ({reason}); save it again"
-        ) from None
-    model.tokenizer_folder = (
-        folder if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists() else None
-    )
+        raise UserError(f"{folder} holds no whole model of save_compressed ({reason}); save it again") from None
+    model.tokenizer_folder = folder if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists() else None
     return model.eval()

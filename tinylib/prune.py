@@ -199,9 +199,7 @@ def sensitivity(
 def by_layer(model: Bert) -> dict[str, list[str]]:
     """Return the names of the prunable weights of each encoder layer, for ``sensitivity``."""
     names = list(prunable(model))
-    return {
-        f"layer {i + 1}": [n for n in names if n.startswith(f"layers.{i}.")] for i in range(len(model.layers))
-    }
+    return {f"layer {i + 1}": [n for n in names if n.startswith(f"layers.{i}.")] for i in range(len(model.layers))}
 
 
 def prune_neurons(model: Bert, share: float) -> Bert:
@@ -227,15 +225,13 @@ def prune_neurons(model: Bert, share: float) -> Bert:
 def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:
     """Return a smaller Bert with only some encoder layers.
 
-    ``keep``: how many of the first ones, or the numbers (1…L) of those that stay. The top layers are the ones
-    that a fine-tuned BERT misses least (Sajjad et al. 2023), hence the first by default.
+    ``keep``: the numbers (1…L) of those that stay, or how many: then the first ones and the last, whose output the
+    head was trained to read. (After a full fine-tuning the top layers are missed least, Sajjad et al. 2023.)
     """
     L = model.config.num_hidden_layers
-    kept = list(range(1, keep + 1)) if isinstance(keep, int) else [int(m) for m in keep]
+    kept = [*range(1, keep), L][: max(keep, 0)] if isinstance(keep, int) else [int(m) for m in keep]
     if not kept or sorted(set(kept)) != kept or kept[0] < 1 or kept[-1] > L:
-        raise UserError(
-            f"keep={keep} must be 1 to {L}, or rising layer numbers from 1 to {L} such as (1, 2, {L})"
-        )
+        raise UserError(f"keep={keep} must be 1 to {L}, or rising layer numbers from 1 to {L} such as (1, 2, {L})")
     smaller = _empty_copy(model, num_hidden_layers=len(kept))
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers.")}
     for i, m in enumerate(kept):
@@ -269,7 +265,7 @@ def prune_by(
 ) -> Bert:  # fmt: skip
     """Prune by "magnitude", "heads", "neurons" or "layers", recover, and return the new model.
 
-    ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, the top ones). With a
+    ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, those below the last). With a
     ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
     ``recover``.
     """

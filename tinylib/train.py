@@ -216,7 +216,8 @@ class Checkpoint:
             self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); delete it to start again"
+                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); "
+                "delete it and start again"
             ) from None
         stored = self.optimizer.state_dict()
         for name, tensor in tensors.items():

@@ -356,8 +356,8 @@ def _strip(values: Sequence[float], marked: int, alt: str) -> str:
         top = 110 - height if value >= 0 else 110
         parts.append(f'<rect x="{12 * s + 1}" y="{top}" width="10" height="{height}" fill="{fill}"/>')
         if s % 8 == 0:
-            parts.append(_label(str(s), 12 * s + 6, 215, 12, "middle"))
-    return _svg(12 * len(values) + 10, 225, alt, parts)
+            parts.append(_label(str(s), 12 * s + 6, 160, 12, "middle"))
+    return _svg(12 * len(values) + 10, 170, alt, parts)
 
 
 # -- lesson 06: TinyBERT's losses -----------------------------------------------

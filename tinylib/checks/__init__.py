@@ -2,7 +2,7 @@
 
 ``names()`` lists the checks, ``run(name, attempt)`` returns a ``Report`` and never raises on a learner's mistake. A check is a
 function in one of the modules here, registered under the exercise's name; it calls the attempt on small random inputs and
-returns None, or one sentence that says what is wrong and why.
+raises ``Wrong`` with a sentence that says what is wrong and why; what it returns, if anything, is a remark on a right answer.
 """
 
 import importlib

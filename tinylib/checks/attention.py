@@ -59,12 +59,8 @@ def causal_mask(attempt: Callable) -> None:
         got, wanted = call(attempt, T), attention.causal_mask(T)
         if isinstance(got, Tensor) and got.shape == wanted.shape and got.dtype != torch.bool:
             if torch.isinf(got).any():
-                raise Wrong(
-                    "You return numbers to add to the scores (0, −inf); return booleans, True = may look."
-                )
-            raise Wrong(
-                f"The mask should be boolean, but yours is {got.dtype}: end with .bool(), or compare."
-            )
+                raise Wrong("You return numbers to add to the scores (0, −inf); return booleans, True = may look.")
+            raise Wrong(f"The mask should be boolean, but yours is {got.dtype}: end with .bool(), or compare.")
         ones = torch.ones(T, T, dtype=torch.bool)
         slips = _slips(
             (
@@ -113,9 +109,7 @@ def _attend_slips(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> dict[
     )
     if q.shape == k.shape:
         swapped = softmax(scores.transpose(-2, -1))
-        found["Queries and keys are swapped: row t of q·kᵀ holds query t with every key; yours is k·qᵀ."] = (
-            swapped
-        )
+        found["Queries and keys are swapped: row t of q·kᵀ holds query t with every key; yours is k·qᵀ."] = swapped
     if mask is None:
         return found
     return found | _slips(
@@ -150,20 +144,12 @@ def _attend_case(attempt: Callable, what: str, q: Tensor, k: Tensor, v: Tensor, 
         if (out.shape, weights.shape) == (right_weights.shape, right_out.shape):
             raise Wrong("The two results are in the wrong order: return (out, weights).")
     nowhere = right_weights.sum(-1) == 0
-    if (
-        isinstance(weights, Tensor)
-        and weights.shape == right_weights.shape
-        and weights[nowhere].isnan().any()
-    ):
-        raise Wrong(
-            "A query that may look nowhere gives NaN (a softmax over −inf alone is 0/0): make it zero."
-        )
+    if isinstance(weights, Tensor) and weights.shape == right_weights.shape and weights[nowhere].isnan().any():
+        raise Wrong("A query that may look nowhere gives NaN (a softmax over −inf alone is 0/0): make it zero.")
     slips = _attend_slips(q, k, v, mask)
     compare(f"weights ({what})", weights, right_weights, slips)
     mixtures = {sentence: wrong @ v for sentence, wrong in slips.items()}
-    scores = _slips(
-        (attention.attention_scores(q, k) @ v, "You mix the values by the scores; use the weights.")
-    )
+    scores = _slips((attention.attention_scores(q, k) @ v, "You mix the values by the scores; use the weights."))
     compare(f"out ({what})", out, right_out, scores | mixtures)
 
 
@@ -274,15 +260,11 @@ def attend_gradient(attempt: Callable) -> None:
         if not isinstance(answer, tuple | list) or len(answer) != 3:
             raise Wrong("attend_gradient returns three tensors: `return dq, dk, dv`.")
         if any(isinstance(got, Tensor) and got.isnan().any() for got in answer):
-            raise Wrong(
-                f"Your gradient holds NaN ({what}): the weights of such a query are zeros, as in `attend`."
-            )
+            raise Wrong(f"Your gradient holds NaN ({what}): the weights of such a query are zeros, as in `attend`.")
         right = _gradient(q, k, v, mask, grad)
         if _in_another_order(answer, right):
             raise Wrong("The three gradients are right, but in the wrong order: return dq, dk, dv.")
-        wrong = {
-            sentence: _gradient(q, k, v, mask, grad, **slip) for sentence, slip in GRADIENT_SLIPS.items()
-        }
+        wrong = {sentence: _gradient(q, k, v, mask, grad, **slip) for sentence, slip in GRADIENT_SLIPS.items()}
         for i, name in enumerate(("dq", "dk", "dv")):
             slips = {sentence: gradients[i] for sentence, gradients in wrong.items()}
             if name == "dv":
@@ -293,9 +275,7 @@ def attend_gradient(attempt: Callable) -> None:
 
 def _in_another_order(answer, right: tuple[Tensor, ...]) -> bool:
     def place(a) -> int:
-        alike = (
-            isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a.double(), b) for b in right
-        )
+        alike = (isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a.double(), b) for b in right)
         return next((i for i, same in enumerate(alike) if same), -1)
 
     found = [place(a) for a in answer]

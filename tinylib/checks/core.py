@@ -45,7 +45,7 @@ def run_check(name: str, attempt) -> Report:
         return Report(False, f"There is no check called {name!r}; {hint}")
     try:
         with torch.random.fork_rng(devices=[]):  # a learner's code may seed or draw; nothing outside notices
-            CHECKS[name](attempt)
+            remark = CHECKS[name](attempt)
     except Wrong as wrong:
         return Report(False, str(wrong))
     except NotImplementedError:
@@ -54,7 +54,7 @@ def run_check(name: str, attempt) -> Report:
         )
     except Exception as error:  # noqa: BLE001 (whatever the learner's code raises is a mistake to explain)
         return Report(False, f"{name}: your code raised {type(error).__name__}: {_first_line(error)}{_where(error)}")
-    return Report(True, f"{name}: correct.")
+    return Report(True, f"{name}: correct. {remark}" if remark else f"{name}: correct.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -84,9 +84,7 @@ AVERAGES: Ways = {  # errors, which of them are of real text -> one number
     "a square root is one too many": lambda e, k: _over(e, k).clamp(min=0).sqrt(),
 }
 STATE_AVERAGES: Ways = AVERAGES | {
-    "the width is summed; divide by the number of real tokens times the width": (
-        lambda e, k: (e * k).sum() / k.sum()
-    ),
+    "the width is summed; divide by the number of real tokens times the width": (lambda e, k: (e * k).sum() / k.sum()),
     "you divide by the number of real tokens twice": lambda e, k: (e * k).sum() / k.sum() ** 2,
 }
 SCORE_AVERAGES: Ways = AVERAGES | {
@@ -118,10 +116,7 @@ class Case:
     def mistakes(self, errors: Ways, averages: Ways) -> dict[str, Tensor]:
         """Return what each pair of ways gives, those with one slip before those with two."""
         pairs = sorted(((e, a) for e in errors for a in averages if e or a), key=lambda pair: all(pair))
-        found = {
-            "; and ".join(filter(None, p)): averages[p[1]](errors[p[0]](self.s, self.t), self.kept)
-            for p in pairs
-        }
+        found = {"; and ".join(filter(None, p)): averages[p[1]](errors[p[0]](self.s, self.t), self.kept) for p in pairs}
         for who, s, t in (("student", self.s * self.kept, self.t), ("teacher", self.s, self.t * self.kept)):
             found[f"only the {who}'s side is masked, so the other's padding counts; mask the difference"] = (
                 _square(s, t).sum() / self.kept.expand_as(s).sum()
@@ -212,18 +207,13 @@ def projection_gradient(attempt) -> None:
             "Padding counts in your gradient: let the mask take it out.": to_weight(miss) / (n * Ct),
             "The mask is not used: padding counts above and below.": to_weight(miss) / (B * T * Ct),
             "Padding still counts in the divisor: divide by the real tokens.": wanted * n / (B * T),
-            "You divide by the number of tokens alone; the mean is over the teacher's width too.": wanted
-            * Ct,
+            "You divide by the number of tokens alone; the mean is over the teacher's width too.": wanted * Ct,
             "You divide by the student's width; the difference has the teacher's.": wanted * Ct / Cs,
             "You divide by the width alone; the mean is over the real tokens too.": wanted * n,
             "Nothing is divided; the loss is a mean over real tokens and width.": wanted * n * Ct,
             "Yours is the transpose: nn.Linear keeps its weight as (Ct, Cs).": wanted.T,
-            "This is ∂L/∂H, the student's own gradient; asked for is ∂L/∂W.": 2
-            * (miss * real)
-            @ weight
-            / (n * Ct),
-            "You multiply the target with H; multiply the difference H·Wᵀ − T.": -to_weight(target * real)
-            / (n * Ct),
+            "This is ∂L/∂H, the student's own gradient; asked for is ∂L/∂W.": 2 * (miss * real) @ weight / (n * Ct),
+            "You multiply the target with H; multiply the difference H·Wᵀ − T.": -to_weight(target * real) / (n * Ct),
         }
         compare("The gradient", call(attempt, hidden, weight, target, mask), wanted, slips)
 
@@ -300,9 +290,7 @@ MAPS = {  # what is wrong -> the map for N teacher layers and the student's ms =
     "You count layers from 0; 0 is the embeddings, the layers are 1 to N": (
         lambda N, ms: [math.ceil(m * N / len(ms)) - 1 for m in ms]
     ),
-    "m runs from 0 to M − 1; it must run from 1 to M": (
-        lambda N, ms: [math.ceil((m - 1) * N / len(ms)) for m in ms]
-    ),
+    "m runs from 0 to M − 1; it must run from 1 to M": (lambda N, ms: [math.ceil((m - 1) * N / len(ms)) for m in ms]),
     "The embeddings' 0 stands in front; give the M Transformer layers alone": (
         lambda N, ms: [0, *(math.ceil(m * N / len(ms)) for m in ms)]
     ),
@@ -311,9 +299,7 @@ MAPS = {  # what is wrong -> the map for N teacher layers and the student's ms =
         lambda N, ms: [math.ceil(m * N / len(ms)) for m in reversed(ms)]
     ),
     "You spread from layer 1 to layer N; each student layer stands for N/M teacher layers and learns from "
-    "the last of them, ⌈m·N/M⌉": lambda N, ms: [
-        round(1 + (m - 1) * (N - 1) / max(len(ms) - 1, 1)) for m in ms
-    ],
+    "the last of them, ⌈m·N/M⌉": lambda N, ms: [round(1 + (m - 1) * (N - 1) / max(len(ms) - 1, 1)) for m in ms],
 }
 
 

@@ -22,16 +22,12 @@ def removal_cost(attempt) -> None:
             call(attempt, w, grad, h),
             first + second,
             {
-                "Your first-order term has the wrong sign: the weight moves by δ = −w: g·δ = −g·w.": second
-                - first,
+                "Your first-order term has the wrong sign: the weight moves by δ = −w: g·δ = −g·w.": second - first,
                 "The ½ of the second-order term is missing.": first + 2 * second,
                 "Only the first-order term is there: add ½·h·w².": first,
                 "Only the second-order term is there: at a point that is no minimum −g·w counts too.": second,
-                "The first-order term has a sign: removing a weight may also lower the loss.": first.abs()
-                + second,
-                "You take the size of the cost, but removing a weight may also lower the loss.": (
-                    first + second
-                ).abs(),
+                "The first-order term has a sign: removing a weight may also lower the loss.": first.abs() + second,
+                "You take the size of the cost, but removing a weight may also lower the loss.": (first + second).abs(),
                 "Your second-order term holds h·w; it is ½·h·w², since δ² = w².": first + 0.5 * h * w,
                 "You add the costs up; give one number for each weight.": (first + second).sum(),
                 "The sign is wrong: this is how much the loss would fall.": -(first + second),
@@ -55,9 +51,7 @@ def _need_mask(got, weight: Tensor, what: str = "The mask") -> None:
         raise Wrong(f"{what} should be a tensor of the weight's shape, but yours is a {type(got).__name__}.")
     if got.shape != weight.shape:
         shapes = f"of the weight's shape {tuple(weight.shape)}, but yours is {tuple(got.shape)}"
-        raise Wrong(
-            f"{what} should be {shapes}: rank all weights together, then give them their places back."
-        )
+        raise Wrong(f"{what} should be {shapes}: rank all weights together, then give them their places back.")
     if got.dtype != torch.bool:
         weights = got.is_floating_point() and torch.equal(got[got != 0], weight[got != 0])
         why = (
@@ -84,15 +78,9 @@ def _compare_mask(got: Tensor, weight: Tensor, sparsity: float, mistakes: dict[s
         if torch.equal(got, value):
             raise Wrong(sentence)
     if gone != remove:
-        tied = (
-            " Some of them have equal magnitude: count, do not only compare with a threshold."
-            if _tied(size)
-            else ""
-        )
+        tied = " Some of them have equal magnitude: count, do not only compare with a threshold." if _tied(size) else ""
         share = f"round({sparsity:g} · {n}) = {remove}"
-        raise Wrong(
-            f"You remove {gone} of {n} weights; sparsity {sparsity:g} asks for exactly {share}.{tied}"
-        )
+        raise Wrong(f"You remove {gone} of {n} weights; sparsity {sparsity:g} asks for exactly {share}.{tied}")
     worst = f"{size[~got].max():.2f}, but keep one of {size[got].min():.2f}"
     raise Wrong(f"The count is right, the choice is not: you remove a weight of magnitude {worst}.")
 
@@ -164,10 +152,7 @@ def global_masks(attempt) -> None:
         join = lambda make: torch.cat([make(w).flatten() for w in weights.values()])  # noqa: E731, B023
         each = lambda w: _flat_mask(w.abs(), round(sparsity * w.numel()))  # noqa: E731, B023
         cut = torch.stack(
-            [
-                w.abs().flatten().sort().values[max(round(sparsity * w.numel()) - 1, 0)]
-                for w in weights.values()
-            ]
+            [w.abs().flatten().sort().values[max(round(sparsity * w.numel()) - 1, 0)] for w in weights.values()]
         )
         over = lambda t: together.abs() > t  # noqa: E731
         _compare_mask(mask, together, sparsity, {
