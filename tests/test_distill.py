@@ -1,4 +1,4 @@
-"""TinyBERT's losses against loops, closed forms and PyTorch's own; layer maps, the SVD start, a whole run."""
+"""TinyBERT's inner losses against loops, closed forms and PyTorch's own; layer maps, the SVD start, a whole run."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinylib import distill
 from tinylib.bert import Bert, BertConfig
-from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss, soft_target_loss
+from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
 from tinylib.student import STARTS, explained, new_student, svd_basis
 from tinylib.text import Encoded
@@ -170,26 +170,6 @@ def test_wrong_shapes_are_refused_with_a_sentence(loss):
         loss(student, teacher, torch.ones(3, 4, dtype=torch.bool))
     with pytest.raises(UserError, match="mask has shape"):
         loss(student, teacher, torch.ones(3, 5, 5, dtype=torch.bool))
-
-
-@given(temperature=st.floats(0.5, 20), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
-def test_soft_targets_have_hintons_gradient(temperature, seed):
-    g = generator(seed)
-    student, teacher = (torch.randn(4, 3, generator=g, dtype=torch.float64) for _ in range(2))
-    student.requires_grad_()
-    loss = soft_target_loss(student, teacher, temperature)
-    p_s, p_t = (x.detach().div(temperature).softmax(-1) for x in (student, teacher))
-    wanted = temperature**2 * (p_t * (p_t.log() - p_s.log())).sum(-1).mean()
-    torch.testing.assert_close(loss.detach(), wanted)
-    (gradient,) = torch.autograd.grad(loss, student)
-    torch.testing.assert_close(gradient, temperature * (p_s - p_t) / 4)
-    assert abs(soft_target_loss(teacher, teacher, temperature).item()) < 1e-12
-
-
-def test_soft_targets_refuse_a_temperature_of_zero():
-    with pytest.raises(UserError, match="temperature=0.0 must be greater than 0"):
-        soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0.0)
 
 
 # -- layer maps --------------------------------------------------------------

@@ -205,3 +205,19 @@ def test_a_figure_becomes_a_picture_with_alt_text():
     assert image.get("alt") == 'a line, "rising" & <short>'
     assert image.get("src").startswith("data:image/png;base64,iVBOR")
     assert not plots.plt.get_fignums()
+
+
+def test_a_layer_map_shows_its_losses_and_what_is_odd_about_it():
+    distances = {"hidden loss": torch.arange(12.0).reshape(2, 6), "attention loss": torch.ones(2, 6)}
+    controls, drawing = parts(widgets.layer_map_explorer(distances, (3, 6)))
+    assert list(controls) == ["Layer 1 from", "Layer 2 from"]
+    assert "hidden loss 13.00 (no map gives less than 6.00), attention loss 2.00" in drawing.value
+    assert "teaches nobody" not in drawing.value
+    controls["Layer 2 from"].value = 1
+    text = parse(drawing).find("p").text
+    assert "g = (3, 1): hidden loss 8.00" in text
+    assert "an earlier teacher layer" in text
+    assert "last layer, 6, teaches nobody" in text
+    circles = parse(drawing).findall("svg/circle")
+    assert [c.get("fill") for c in circles].count("none") == 4, "teacher layers that teach nobody are hollow"
+    assert len(parse(drawing).findall("svg/line")) == 2

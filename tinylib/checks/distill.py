@@ -213,7 +213,7 @@ def check_soft_target_loss(attempt) -> str | None:
     slips.insert(0, (logits, lambda s, t, T: F.mse_loss(s, t)))
     inputs = [(*_logits(B, K)[:2], T) for B, K, T in CASES]
     _compare_losses(name, attempt, inputs, soft_target_loss, slips)
-    return _check_gradients(name, attempt, soft_target_loss, 3.0)
+    remark = _check_gradients(name, attempt, soft_target_loss, 3.0)
     student, teacher, _ = _logits(4, 5)
     try:
         answer = attempt(student, teacher)
@@ -221,6 +221,7 @@ def check_soft_target_loss(attempt) -> str | None:
         raise Wrong(f"{name}: the temperature is 1 if none is given: write `temperature=1.0`.") from None
     if not close(answer, soft_target_loss(student, teacher)):
         raise Wrong(f"{name}: without a temperature the result is not that of T = 1.")
+    return remark
 
 
 @check("logit_matching_loss")
