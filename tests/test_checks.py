@@ -46,11 +46,14 @@ def test_a_check_takes_the_package_function(name):
     assert report.passed, report.message
 
 
+KINDS = ("nothing", "a number", "a text", "raises", "a constant", "its first input")
+
+
 def raising(*_, **__):
     raise ValueError("boom")
 
 
-@pytest.mark.parametrize("attempt", [None, 3, "text", raising, lambda: 1, lambda *a, **k: a[0]], ids=repr)
+@pytest.mark.parametrize("attempt", [None, 3, "text", raising, lambda: 1, lambda *a, **k: a[0]], ids=KINDS)
 @pytest.mark.parametrize("name", checks.names())
 def test_no_attempt_makes_a_check_raise(name, attempt):
     report = checks.run(name, attempt)

@@ -210,10 +210,9 @@ needs_setup = pytest.mark.skipif(
 
 @needs_setup
 def test_a_second_setup_does_nothing():
-    start = time.perf_counter()
+    assert run("make", "setup").returncode == 0
     done = run("make", "setup")
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 3
     assert "nstalling" not in done.stdout
 
 
