@@ -39,8 +39,9 @@ def course_copy(tmp_path_factory) -> Path:
     """Copy what the package is built from, as a download of the course holds it; do not write into it."""
     copy = tmp_path_factory.mktemp("download") / "course-v1"
     copy.mkdir()
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "tinylib", copy / "tinylib", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "data" / "movie_reviews", copy / "data" / "movie_reviews")
+    for name in ("movie_reviews", "results"):
+        shutil.copytree(ROOT / "data" / name, copy / "data" / name)
     return copy

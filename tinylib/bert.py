@@ -86,9 +86,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         C, eps = config.hidden_size, config.layer_norm_eps
-        self.attention = MultiHeadAttention(
-            C, config.num_attention_heads, config.attention_probs_dropout_prob
-        )
+        self.attention = MultiHeadAttention(C, config.num_attention_heads, config.attention_probs_dropout_prob)
         self.attention_norm = nn.LayerNorm(C, eps=eps)
         self.up = nn.Linear(C, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, C)
@@ -217,9 +215,7 @@ class Bert(nn.Module):
             # A bare BertModel has no prefix; very old files call LayerNorm's parameters gamma and beta.
             full = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
             ours = plain.get(full) or plain.get(f"bert.{full}")
-            if ours is None or (
-                new_head and ours.startswith("classifier.") and tensor.shape != own[ours].shape
-            ):
+            if ours is None or (new_head and ours.startswith("classifier.") and tensor.shape != own[ours].shape):
                 continue  # another model's part, or the classifier of a task with more or fewer classes
             if tensor.shape != own[ours].shape:
                 raise UserError(
@@ -267,9 +263,7 @@ def _read_config(folder: Path) -> dict:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{folder} has no config.json; name the folder of a Hugging Face checkpoint"
-        ) from None
+        raise UserError(f"{folder} has no config.json; name the folder of a Hugging Face checkpoint") from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is not JSON ({error}); copy the checkpoint again") from None
     if not isinstance(stored, dict):

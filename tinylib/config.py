@@ -125,9 +125,7 @@ class BertConfig:
                 f"{where} describes a {kind!r} model, and only 'bert' can be read; choose a BERT checkpoint"
             )
         if stored.get("position_embedding_type", "absolute") != "absolute" or stored.get("is_decoder"):
-            raise UserError(
-                f"{where} asks for relative positions or a decoder; choose an encoder with absolute ones"
-            )
+            raise UserError(f"{where} asks for relative positions or a decoder; choose an encoder with absolute ones")
         named = {name: head for head, name in ARCHITECTURES.items()}
         head = named.get((stored.get("architectures") or ["BertModel"])[0])
         labels: tuple[str, ...] = ()

@@ -87,18 +87,15 @@ def seed_bars(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = T
     return ax
 
 
-def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: str = "size (MB, logarithmic)") -> Axes:
+def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: str = "size of the file (MB)") -> Axes:
     """Draw models as points, accuracy in percent over size; each row has name, accuracy, interval (low, high) and ``x``."""
     for i, row in enumerate(rows):
         low, high = row["interval"]
         error = [[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]]
         look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 6], "markersize": 9, "capsize": 4, "linestyle": ""}
         ax.errorbar(row[x], 100 * row["accuracy"], yerr=error, **look)
-        ax.annotate(
-            row["name"], (row[x], 100 * row["accuracy"]), xytext=(10, 0), textcoords="offset points", va="center"
-        )
-    ax.set_xscale("log")
-    ax.margins(x=0.25, y=0.15)
+        ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), xytext=(9, 9), textcoords="offset points")
+    ax.set_xlim(0, 1.35 * max(row[x] for row in rows))
     ax.set(xlabel=label, ylabel="test accuracy (%)")
     return ax
 

@@ -32,9 +32,7 @@ def load_tokenizer(source: str | Path):
         tokenizer("a")  # an empty vocabulary is noticed only here
     except Exception as error:  # ValueError, OSError, TypeError, and the plain Exception of the Rust library
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{folder} holds a damaged tokenizer ({first}); copy its tokenizer.json again"
-        ) from None
+        raise UserError(f"{folder} holds a damaged tokenizer ({first}); copy its tokenizer.json again") from None
     return tokenizer
 
 
@@ -60,9 +58,7 @@ class Encoded:
         return Encoded(tuple(self.ids[r] for r in rows), tuple(self.segments[r] for r in rows), self.pad_id)
 
 
-def encode(
-    tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = None, max_length: int = 64
-) -> Encoded:
+def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = None, max_length: int = 64) -> Encoded:
     """Tokenize texts (or pairs) and cut them at ``max_length`` tokens, [CLS] and [SEP] counted.
 
     The paper uses 64, and 128 for pairs; of a pair the longer text is cut first. Raises UserError if there
