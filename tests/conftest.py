@@ -1,6 +1,7 @@
 """What every test relies on: shapes are checked, no window opens, and the lessons' tools can be imported."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def course_copy(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "tinylib", copy / "tinylib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("movie_reviews", "results"):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name in re.findall(r'(?m)^"data/(\w+)" = "tinylib/_data/', project):
         shutil.copytree(ROOT / "data" / name, copy / "data" / name)
+    shutil.copy(ROOT / "data" / "README.md", copy / "data")
     return copy

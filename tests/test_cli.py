@@ -480,7 +480,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr("tinylib.commands.fetch", stop)
     assert cli.main(["fetch"]) == 130
-    assert capsys.readouterr().err == "tinylib fetch: stopped; teach and distill go on with --resume\n"
+    assert capsys.readouterr().err == "tinylib fetch: stopped; teach, general and distill go on with --resume\n"
 
 
 def test_a_test_split_that_repeats_train_is_a_note(place, tmp_path, capsys):

@@ -108,8 +108,9 @@ def test_the_cell_installs_from_the_stamped_address(bare, colab_folder, course_c
     source = colab.setup_cell(address)
     installed = described(run_cell(bare, colab_folder, source))
     assert installed.startswith(str(bare.parents[1]))
-    data = Path(installed).parent / "_data" / "movie_reviews"
-    assert {p.name for p in data.iterdir()} == {p.name for p in (ROOT / "data" / "movie_reviews").iterdir()}
+    for name in ("movie_reviews", "questions", "inference", "word_vectors"):
+        data = Path(installed).parent / "_data" / name
+        assert {p.name for p in data.iterdir()} == {p.name for p in (ROOT / "data" / name).iterdir()}
 
 
 @pytest.mark.slow

@@ -309,7 +309,11 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
 
 def test_a_name_that_does_not_exist_gets_a_hint():
     assert refusal("movie_review").endswith("did you mean movie_reviews?")
-    assert refusal("./nowhere.csv").endswith("give movie_reviews, glue/<task>, a file or a folder")
+    known = "give inference, movie_reviews, questions, glue/<task>, a file or a folder"
+    assert refusal("./nowhere.csv").endswith(known)
+    assert refusal("question").endswith("did you mean questions?")
+    for folder in ("corpus", "word_vectors", "results", "models"):  # shipped too, but no labelled texts
+        assert refusal(folder).endswith(known)
 
 
 # Whatever the text is

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylib import distill
+from tinylib import distill, layers
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
@@ -450,8 +450,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, 
             after_epoch=lambda model, epoch: {"mean": float(model.embeddings.word.weight.detach().mean())},
         )  # fmt: skip
 
-    loss = {"prediction": "soft_target_loss", "intermediate": "intermediate_losses"}[step]
-    original, calls = getattr(distill, loss), []
+    module, loss = {"prediction": (distill, "soft_target_loss"), "intermediate": (layers, "intermediate_losses")}[step]
+    original, calls = getattr(module, loss), []
 
     def fails(*args):
         calls.append(1)
@@ -460,12 +460,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, 
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill, loss, fails)
+        patch.setattr(module, loss, fails)
         with pytest.raises(Killed):
             run(tmp_path)
     with monkeypatch.context() as patch:
         done = []  # what is left to do, and no more
-        patch.setattr(distill, loss, lambda *args: done.append(1) or original(*args))
+        patch.setattr(module, loss, lambda *args: done.append(1) or original(*args))
         resumed = run(tmp_path)
     assert len(done) == {5: 12 - 4, 6: 12 - 6, 4: 6 - 4}[at]
     whole = run()

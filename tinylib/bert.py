@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -153,6 +153,18 @@ class Bert(nn.Module):
         returned (the other layers run PyTorch's fused attention and never hold them).
         Raises UserError for a layer that is not there and for more tokens than the model has positions.
         """
+        out = self.encode(ids, mask, segments, keep_hidden, keep_scores)
+        return replace(out, logits=self._logits(out.hidden))
+
+    def encode(
+        self,
+        ids: Int[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        keep_hidden: Collection[int] = (),
+        keep_scores: Collection[int] = (),
+    ) -> BertOutput:
+        """Run the encoder alone: ``forward`` without the head (whose cost over a vocabulary can exceed the encoder's)."""
         self._check_layers(keep_hidden, keep_scores)
         x = self.embeddings(ids, segments)
         keys = None if mask is None else mask[:, None, None, :]  # a padding key must get no weight
@@ -164,7 +176,13 @@ class Bert(nn.Module):
                 hidden_states[m] = x
             if layer_scores is not None:
                 scores[m] = layer_scores
-        return BertOutput(x, self._logits(x), hidden_states, scores)
+        return BertOutput(x, None, hidden_states, scores)
+
+    def token_logits(self, hidden: Float[Tensor, "... C"]) -> Float[Tensor, "... V"]:
+        """Return the masked-LM head's logits over the vocabulary at the given places only."""
+        transformed = F.gelu(self.lm_transform(hidden), approximate=ACTIVATIONS[self.config.hidden_act])
+        # tied: the output matrix is the table of input embeddings
+        return F.linear(self.lm_norm(transformed), self.embeddings.word.weight, self.lm_bias)
 
     def _check_layers(self, keep_hidden: Collection[int], keep_scores: Collection[int]) -> None:
         L = len(self.layers)
@@ -177,9 +195,7 @@ class Bert(nn.Module):
         if self.config.head == "classification":
             return self.classifier(self.dropout(torch.tanh(self.pooler(x[:, 0]))))  # [CLS] stands first
         if self.config.head == "masked_lm":
-            transformed = F.gelu(self.lm_transform(x), approximate=ACTIVATIONS[self.config.hidden_act])
-            # tied: the output matrix is the table of input embeddings
-            return F.linear(self.lm_norm(transformed), self.embeddings.word.weight, self.lm_bias)
+            return self.token_logits(x)
         return None
 
     @classmethod
@@ -233,15 +249,18 @@ class Bert(nn.Module):
             )
         self.load_state_dict(own | found)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and the tokenizer's files, as ``transformers`` reads them."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write config.json, model.safetensors and the tokenizer's files, as ``transformers`` reads them.
+
+        ``dtype`` stores the weights in another precision (torch.float16 halves the file); they load as float32 again.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = json.dumps(self.config.to_dict(), indent=2) + "\n"
         (folder / "config.json").write_text(stored, encoding="utf-8")
         # A bare BertModel has no "bert." prefix in Hugging Face's layout.
         strip = (lambda n: n.removeprefix("bert.")) if self.config.head is None else (lambda n: n)
-        tensors = {strip(to_hf(n)): t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
+        tensors = {strip(to_hf(n)): t.detach().cpu().to(dtype or t.dtype).contiguous() for n, t in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         if self.tokenizer_folder and self.tokenizer_folder.resolve() != folder.resolve():
             for name in TOKENIZER_FILES:

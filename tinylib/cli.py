@@ -1,4 +1,4 @@
-"""The command line: doctor, fetch, teach, distill, prune, evaluate, export.
+"""The command line: doctor, fetch, teach, general, distill, prune, evaluate, export.
 
 A mistake of the user's ends with exit code 2 and one sentence; what a command makes appears in ``--out``
 whole or not at all.
@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("fetch", "put a shipped model's weights into the cache, for work without internet")
     sub.add_argument("model", nargs="?", default="minilm-l6", help="shipped name (default: minilm-l6)")
     _teach_options(command("teach", "fine-tune a pretrained BERT on labelled texts"))
-    _distill_options(command("distill", "train a small student to do what the teacher does"))
+    text = "train a small student to be like a pretrained teacher inside, on unlabelled text (stage 1)"
+    _general_options(command("general", text))
+    _distill_options(command("distill", "train a small student to do what the teacher does (stage 2)"))
     text = "remove the least important part of a model, then recover on the training split"
     _prune_options(command("prune", text))
 
@@ -73,21 +75,48 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
     _resume_option(sub)
 
 
+def _general_options(sub: argparse.ArgumentParser) -> None:
+    teacher = "a pretrained encoder: folder, hub name or shipped name (default minilm-l6)"
+    sub.add_argument("--teacher", default="minilm-l6", metavar="MODEL", help=teacher)
+    sub.add_argument("--student", default="4x312", metavar="LAYERSxWIDTH", help="the student's shape (default 4x312)")
+    corpus = "shipped name (corpus), .txt or .parquet file, or folder of them (default corpus)"
+    sub.add_argument("--corpus", default="corpus", help=corpus)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    start = "random, embeddings or teacher: what of the teacher the student starts from (default teacher)"
+    sub.add_argument("--start", default="teacher", help=start)
+    layers = "teacher layer of each student layer (default: uniform)"
+    sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
+    sub.add_argument("--steps", type=_count, default=None, metavar="N")
+    sub.add_argument("--batch-size", type=_count, default=32)
+    sub.add_argument("--lr", type=_rate, default=None)
+    sub.add_argument("--max-length", type=_count, default=128, help="tokens of a packed sequence (the paper: 128)")
+    sub.add_argument("--measure-every", type=_count, default=None, metavar="N", help="steps between validation losses")
+    sub.add_argument("--checkpoint-every", type=_count, default=200, metavar="N", help="steps between checkpoints (200)")
+    sub.add_argument("--seed", type=_seed, default=0)
+    _precision_option(sub)
+    _resume_option(sub)
+
+
 def _distill_options(sub: argparse.ArgumentParser) -> None:
     teacher = "a fine-tuned classifier: folder, hub name or shipped name"
     sub.add_argument("--teacher", required=True, metavar="MODEL", help=teacher)
     _data_and_out(sub)
     shape = "the student's shape (default 4x312)"
     sub.add_argument("--student", default="4x312", metavar="LAYERSxWIDTH", help=shape)
-    start = "random, embeddings or teacher: what of the teacher the student starts from"
+    start = "general (the shipped general student where one fits), teacher, embeddings or random"
     sub.add_argument("--start", default=None, help=start)
     sub.add_argument("--general", type=Path, metavar="DIR", help="start from this general student instead")
+    copies = "augmented copies of each training text (the paper: 20)"
+    sub.add_argument("--augment", type=_count0, default=None, metavar="N", help=copies)
+    share = "share of the student's weights to prune while the prediction step runs (default 0)"
+    sub.add_argument("--sparsity", type=_share, default=0.0, help=share)
     sub.add_argument("--epochs-intermediate", type=_count0, default=None, metavar="N")
     sub.add_argument("--epochs-prediction", type=_count0, default=None, metavar="N")
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
     sub.add_argument("--temperature", type=_rate, default=1.0)
     _run_options(sub)
+    _precision_option(sub)
     _resume_option(sub)
 
 
@@ -113,6 +142,11 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
     cut = "tokens a text is cut to (the paper: 64, pairs 128)"
     sub.add_argument("--max-length", type=_count, default=64, help=cut)
     sub.add_argument("--seed", type=_seed, default=0)
+
+
+def _precision_option(sub: argparse.ArgumentParser) -> None:
+    text = "of float32 matrix products: medium lets the processor multiply in bfloat16 where it can (default highest)"
+    sub.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=text)
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:
@@ -153,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         with _notes(name):
             return _run(args)
     except KeyboardInterrupt:
-        print(f"{name}: stopped; teach and distill go on with --resume", file=sys.stderr)
+        print(f"{name}: stopped; teach, general and distill go on with --resume", file=sys.stderr)
         return 130
     except Exception as error:
         sentence = _sentence(error)

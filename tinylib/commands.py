@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from tinylib import __version__, course, datasets, masks, measure, metrics, models, output, train
+from tinylib import corpus as corpora
 from tinylib import distill as kd
+from tinylib import general as stage1
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.errors import UserError
@@ -38,28 +40,65 @@ def teach(args) -> int:
     return 0
 
 
+def general(args) -> int:
+    """Distil a general student from a pretrained teacher, and save it in float16."""
+    started, reads = time.perf_counter(), (args.teacher, args.corpus)
+    output.place(args.out, reads)
+    torch.set_float32_matmul_precision(args.precision)
+    teacher = _load(args.teacher).to(course.device())
+    corpus = corpora.load(args.corpus, args.teacher, args.max_length)
+    names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
+    chosen = {name: getattr(args, name) for name in names}
+    settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
+    with output.output(args.out, reads, _settings(args), args.resume) as work:
+        checkpoint = work / output.CHECKPOINTS / "general.safetensors"
+        result = stage1.distill_general(
+            teacher, corpus, settings, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
+        )
+        machine = f"{course.describe()}, matrix products in {args.precision} precision"
+        card = stage1.card_of(result, settings, args.teacher, args.corpus, corpus["train"].tokens, machine)
+        stage1.save(result, teacher, work, card)
+        last = result.history.measured[-1]
+        report = {
+            "parameters": measure.parameters(result.student), "seconds": round(time.perf_counter() - started, 1),
+            "bytes": measure.file_size(work / "model.safetensors"), "steps": settings.steps,
+            "tokens": corpus["train"].tokens, "validation": last, "tinylib": __version__, "settings": _settings(args),
+        }  # fmt: skip
+        _finish(work, report)
+    _say(args, report)
+    return 0
+
+
 def distill(args) -> int:
     """Distil and save a student."""
     started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general) if s]
     output.place(args.out, reads)
     prepared = _prepare(args, args.teacher)
+    torch.set_float32_matmul_precision(args.precision)
     teacher = _classifier(args.teacher, prepared)
-    student = _general(args, teacher) if args.general else None
+    student, projections = _general(args, teacher) if args.general else (None, None)
     chosen = {
         "start": args.start, "layer_map": args.layer_map, "epochs_intermediate": args.epochs_intermediate,
         "epochs_prediction": args.epochs_prediction, "student": args.student, "temperature": args.temperature,
-        "batch_size": args.batch_size, "seed": args.seed,
+        "batch_size": args.batch_size, "seed": args.seed, "augment": args.augment,
     }  # fmt: skip
     settings = course.tier().settings.replace(**{k: v for k, v in chosen.items() if v is not None})
     run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
     with output.output(args.out, reads, run, args.resume) as work:
         _save_split(args, work)
         steps = work / output.CHECKPOINTS
-        result = kd.distill(teacher, prepared.examples("train"), settings, student=student, folder=steps)
+        examples = course.augmented(prepared, settings.augment, args.teacher, args.max_length, settings.seed)
+        pruner = pruning.while_distilling(args.sparsity, examples, settings) if args.sparsity else None
+        result = kd.distill(
+            teacher, examples, settings, student=student, projections=projections, folder=steps, after_step=pruner
+        )
         result.student.save_pretrained(work)
         more = {"settings": _settings(args), "teacher_accuracy": course.score(teacher, prepared)}
         report = _report(result.student, prepared, time.perf_counter() - started, **more)
         report["retention"] = report["accuracy"] / report["teacher_accuracy"]
+        if pruner:
+            masks.save_compressed(result.student, work / "compressed")
+            report["sparsity"] = masks.sparsity_of(result.student)
         _finish(work, report)
     _say(args, report)
     return 0
@@ -167,12 +206,14 @@ def _classifier(source, prepared):
 
 
 def _general(args, teacher):
-    """Load the student of general distillation, with the teacher's classes and tokenizer."""
+    """Load the student of general distillation, with the teacher's classes and tokenizer, and its projections if it has any."""
+    _same_vocabulary(args.general, args.teacher)
+    if (args.general / stage1.CARD).is_file():
+        return stage1.load(args.general, teacher)
     start = torch.Generator().manual_seed(args.seed)
     student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
-    _same_vocabulary(args.general, args.teacher)
     student.tokenizer_folder = teacher.tokenizer_folder
-    return student
+    return student, None
 
 
 def _same_vocabulary(one, other) -> None:

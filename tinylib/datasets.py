@@ -28,7 +28,11 @@ from tinylib.files import normalise as normalise  # offered here too: it decides
 from tinylib.models import hub_answers
 
 # The content of the shipped sets (``fingerprint``), as data/README.md records it.
-FINGERPRINTS = {"movie_reviews": "038eee772e05d8534d82417243fb557ebc998d9f6bdc7afd2fddb63474eb6fed"}
+FINGERPRINTS = {
+    "movie_reviews": "038eee772e05d8534d82417243fb557ebc998d9f6bdc7afd2fddb63474eb6fed",
+    "questions": "49dfccf52e6fbd6c2909ed6d906128e31b6ab7feb03c7fd41a69832dbba25092",
+    "inference": "2cfe2d3ed7e922534a9e72c09dd4980416cf5ca8a86055433815d1afbb4a4e31",
+}
 # The splits, and what their files may be called.
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
 

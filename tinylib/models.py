@@ -96,6 +96,13 @@ def cache_folder() -> Path:
     return Path(home).expanduser().absolute() if home else platformdirs.user_cache_path("tinylib", False)
 
 
+def shipped_folder() -> Path:
+    """Return the folder of the models that come with the course: ``tinylib/_data/models`` once installed, ``data/models``."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_data" / "models"
+    return installed if installed.is_dir() else package.parent / "data" / "models"
+
+
 def resolve(source: str | os.PathLike) -> Path:
     """Return a local folder with the model that `source` names: a folder, a shipped or a hub name."""
     name, folder = os.fspath(source), Path(source).expanduser()
@@ -103,6 +110,8 @@ def resolve(source: str | os.PathLike) -> Path:
         return folder
     if name in SHIPPED:
         return fetch(name)
+    if re.fullmatch(r"\w[\w.-]*", name) and (shipped_folder() / name / "config.json").is_file():
+        return shipped_folder() / name
     if folder.exists():
         raise UserError(f"{folder} is a file: give the folder that holds config.json and model.safetensors")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):

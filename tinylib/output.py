@@ -16,7 +16,8 @@ CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # in the working fo
 # What the commands write. A folder that holds anything else is not replaced.
 OURS = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    "special_tokens_map.json", "metrics.json", "data", "compressed",
+    "special_tokens_map.json", "metrics.json", "data", "compressed", "projections.safetensors", "general.json",
+    "README.md",
 }  # fmt: skip
 
 

@@ -276,3 +276,48 @@ def layer_map(chosen: Sequence[int], teacher_layers: int, ax: Axes, ends: bool =
     ax.set(xlim=(-0.7, 2.7), ylim=(-0.5, top + 1.1))
     ax.axis("off")
     return ax
+
+
+def packed_rows(rows: Sequence[Sequence[tuple[str, int]]], length: int, ax: Axes) -> Axes:
+    """Draw sequences of ``length`` positions as rows of named pieces, (name, tokens) each; what is left over is padding."""
+    names = list(dict.fromkeys(name for row in rows for name, _ in row))
+    drawn = set()
+    for y, row in enumerate(rows):
+        left = 0
+        for name, tokens in row:
+            i = names.index(name)
+            look = {"color": COLOURS[i % 8], "hatch": ("", "//", "..", "xx")[i % 4], "edgecolor": "white", "alpha": 0.8}
+            ax.barh(y, tokens, left=left, label=None if name in drawn else name, **look)
+            drawn.add(name)
+            left += tokens
+        ax.barh(y, length - left, left=left, color="white", edgecolor="grey", linestyle="--", zorder=0)
+    padding = 1 - sum(tokens for row in rows for _, tokens in row) / (length * len(rows))
+    ax.set(
+        xlim=(0, length),
+        yticks=range(len(rows)),
+        yticklabels=range(1, len(rows) + 1),
+        xlabel="position",
+        ylabel="sequence",
+    )
+    ax.set_title(f"{len(rows)} sequences, {padding:.0%} padding")
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    return ax
+
+
+def layer_losses(rows: Sequence[Mapping[str, float]], kinds: Sequence[str], ax: Axes) -> Axes:
+    """Draw losses over the steps, a line a layer, on a logarithmic axis; rows are {"step": …, "hidden 1": …} of a run.
+
+    ``kinds`` are the losses wanted ("hidden"); colour, line style and marker tell the layers apart, 0 being the embeddings.
+    """
+    steps = [row["step"] for row in rows]
+    for name in rows[0]:
+        kind, _, layer = name.partition(" ")
+        if kind in kinds:
+            m = int(layer)
+            look = {"color": COLOURS[m % 8], "linestyle": LINES[m % 6], "marker": MARKERS[m % 6], "markersize": 5}
+            label = f"layer {m}" if m else "embeddings"
+            ax.plot(steps, [row[name] for row in rows], label=label, markevery=max(1, len(rows) // 8), **look)
+    ax.set(yscale="log", xlabel="step", ylabel="loss on held-out text")
+    ax.legend(fontsize="small")
+    return ax

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tinylib.bert import Bert
-from tinylib.distill import soft_target_loss
+from tinylib.distill import Settings, soft_target_loss
 from tinylib.errors import UserError
 from tinylib.masks import (
     Masks,
@@ -39,7 +39,8 @@ __all__ = [
     "GradualPruner", "Masks", "Recovered", "bitmask_bytes", "by_layer", "cubic_sparsity", "global_masks",
     "head_masks", "layer_masks", "load_compressed", "magnitude_mask", "prunable", "prune_and_recover",
     "prune_by", "prune_heads", "prune_layers", "prune_neurons", "random_masks", "recover",
-    "save_compressed", "sensitivity", "sparsity_of", "teacher_loss", "whole_masks",
+    "save_compressed", "sensitivity", "sparsity_of", "teacher_loss", "while_distilling",
+    "whole_masks",
 ]  # fmt: skip
 
 
@@ -83,7 +84,9 @@ class GradualPruner:
             self.masks.apply(model)
         due = self.begin <= step <= self.end and ((step - self.begin) % self.every == 0 or step == self.end)
         if due or (self.masks is None and step > self.begin):
-            self.masks = self.make(model, cubic_sparsity(step, self.begin, self.end, self.final))
+            # a resumed run finds its zeros again: it ranks as at the last step that was due, when they were the smallest
+            last = self.end if step >= self.end else step - (step - self.begin) % self.every
+            self.masks = self.make(model, cubic_sparsity(last, self.begin, self.end, self.final))
             self.masks.apply(model)
 
 
@@ -158,15 +161,33 @@ def prune_and_recover(
     """
     model = copy.deepcopy(model)
     total = epochs * len(_batches(examples, batch_size, seed, steps))
-    end = 2 * total // 3
-    if gradual and end:
-        pruner = GradualPruner(sparsity, begin=0, end=end, every=max(1, end // 10), make=make)
+    if gradual and total > 1:
+        pruner = _growing(sparsity, total, make)
     else:
         pruner = make(model, sparsity)
         pruner.apply(model)
     run = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}
     history = recover(model, examples, loss_fn, after_step=pruner, **run, **training)
     return Recovered(model, pruner.masks if isinstance(pruner, GradualPruner) else pruner, history)
+
+
+def while_distilling(
+    sparsity: float, examples: Examples, settings: Settings, make: Callable[[Bert, float], Masks] = global_masks
+) -> GradualPruner:
+    """Return the ``after_step`` of ``distill.distill`` under which the masks grow over two thirds of the prediction step.
+
+    The teacher's soft targets are the loss all the while, so that the student recovers from each cut as it learns.
+    """
+    total = settings.epochs_prediction * len(LengthBuckets(examples.lengths, settings.batch_size))
+    if total < 2:
+        raise UserError("pruning while distilling needs a prediction step of two batches or more; give it an epoch")
+    return _growing(sparsity, total, make)
+
+
+def _growing(sparsity: float, total: int, make: Callable[[Bert, float], Masks]) -> GradualPruner:
+    """Let masks grow in ten parts over two thirds of ``total`` steps; the last third recovers."""
+    end = 2 * total // 3
+    return GradualPruner(sparsity, begin=0, end=end, every=max(1, end // 10), make=make)
 
 
 def sensitivity(

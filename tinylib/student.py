@@ -67,7 +67,7 @@ def new_student(
         if start == "teacher":
             for layer, source in zip(student.layers, layers, strict=True):
                 _cut_layer(layer, teacher.layers[source - 1], basis)
-            _cut_head(student, teacher, basis)
+            cut_head(student, teacher, basis)
     return student.train()
 
 
@@ -125,7 +125,9 @@ def _low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _cut_head(student: Bert, teacher: Bert, basis: Tensor) -> None:
+@torch.no_grad()
+def cut_head(student: Bert, teacher: Bert, basis: Float[Tensor, "Ct Cs"]) -> None:
+    """Give the student the teacher's pooler and classifier, read through the map from its states to the teacher's."""
     if teacher.config.head != "classification":
         return
     # The pooler's tanh acts on each coordinate, so its outputs must be chosen, not rotated: those the classifier reads most.

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,14 +40,32 @@ class Examples(Dataset):
     def __getitem__(self, row: int) -> int:
         return row
 
+    @property
+    def lengths(self) -> Int[Tensor, " N"]:
+        """Tokens of each text, [CLS] and [SEP] counted."""
+        return self.encoded.lengths
+
     def collate(self, rows: list[int]) -> Batch:
         """Return ids, mask, segments (B, T), labels (B,) and rows (B,), the places in the data."""
         return pad(self.encoded, rows) | {"labels": self.labels[rows], "rows": torch.tensor(rows)}
 
 
-def loader(examples: Examples, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> DataLoader:
+@runtime_checkable
+class Batchable(Protocol):
+    """What ``loader`` needs of a data set: ``Examples`` in memory, or ``corpus.Corpus`` on disk."""
+
+    lengths: Tensor
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> int: ...
+
+    def collate(self, rows: list[int]) -> Batch: ...
+
+
+def loader(examples: Batchable, batch_size: int = 32, shuffle: bool = True, seed: int = 0) -> DataLoader:
     """Return batches of like length (``text.LengthBuckets``), padded to their own longest text."""
-    buckets = LengthBuckets(examples.encoded.lengths, batch_size, seed=seed, shuffle=shuffle)
+    buckets = LengthBuckets(examples.lengths, batch_size, seed=seed, shuffle=shuffle)
     own = torch.Generator()  # a DataLoader draws a seed for workers; from the global state that would shift the dropout
     return DataLoader(examples, batch_sampler=buckets, collate_fn=examples.collate, generator=own)
 
@@ -92,34 +111,44 @@ def fit(
     *,
     epochs: int,
     lr: float,
+    steps: int | None = None,
     warmup: float = 0.1,
     weight_decay: float = 0.01,
     clip: float = 1.0,
     seed: int = 0,
     label: str = "training",
     after_epoch: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    measure_every: int | None = None,
     after_step: Callable[[nn.Module, int], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 200,
 ) -> History:
     """Minimise the sum of the losses that ``loss_fn(model, batch)`` returns by name.
 
-    ``warmup`` is a share of all steps, ``clip`` the largest norm of the gradient. ``seed`` decides the dropout (the order
-    of the data is the loader's), and the caller's random state is left as it was. With ``checkpoint`` (a file name) the
-    run saves itself every ``checkpoint_every`` steps and after each epoch and, called again, goes on from there to the
-    same weights. Raises UserError when a loss is not finite, with the step and the usual cause.
+    ``steps``, if given, ends the run (and its schedule) there instead of after ``epochs``. ``warmup`` is a share of all steps,
+    ``clip`` the largest norm of the gradient. ``seed`` decides the dropout (the order of the data is the loader's), and the
+    caller's random state is left as it was. What ``after_epoch(model, epoch)`` returns goes into the history; with
+    ``measure_every`` it is called as ``after_epoch(model, step)`` every so many steps and at the end instead. With
+    ``checkpoint`` (a file name) the run saves itself every ``checkpoint_every`` steps and after each epoch and, called again,
+    goes on from there to the same weights. Raises UserError when a loss is not finite, with the step and the usual cause.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     buckets = batches.batch_sampler
     optimizer = adamw(model, lr, weight_decay)
-    schedule = linear_schedule(optimizer, epochs * len(buckets), warmup)
+    total = steps or epochs * len(buckets)
+    epochs = -(-total // len(buckets))
+    schedule = linear_schedule(optimizer, total, warmup)
     history, started = History(), time.perf_counter()
     device_ids = [accelerator.device] if accelerator.device.type == "cuda" else []
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     state = Checkpoint(checkpoint, accelerator.unwrap_model(model), optimizer, schedule, history)
-    total = epochs * len(buckets)
+
+    def measure(when: int) -> None:
+        model.eval()
+        history.measured.append(after_epoch(accelerator.unwrap_model(model), when))
+        model.train()
 
     def save(step: int) -> None:
         history.seconds = before + time.perf_counter() - started
@@ -155,11 +184,14 @@ def fit(
                     after_step(accelerator.unwrap_model(model), step)
                 bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
                 bar.update()
+                if after_epoch and measure_every and (step % measure_every == 0 or step == total):
+                    measure(step)
+                if step == total:
+                    break
                 if checkpoint and step % checkpoint_every == 0 and step % len(buckets):
                     save(step)
-            if after_epoch:
-                model.eval()
-                history.measured.append(after_epoch(accelerator.unwrap_model(model), epoch))
+            if after_epoch and not measure_every:
+                measure(epoch)
             if checkpoint:  # after measuring, so that a run resumed here lacks no epoch's figures
                 save(step)
         bar.close()

@@ -1,0 +1,193 @@
+"""General distillation, the first stage of TinyBERT: a pretrained teacher's layers, matched on unlabelled text.
+
+The losses are the intermediate ones (embedding, hidden, attention; Jiao et al. 2020, eqs. 7 to 9); the prediction loss is
+left out (section 4.2). What comes out knows no task yet: a head is put on it when a task is known.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tinylib import corpus as corpora
+from tinylib import models
+from tinylib.bert import Bert, BertConfig
+from tinylib.errors import UserError
+from tinylib.layers import (
+    Distiller,
+    LayerMap,
+    Projections,
+    Weights,
+    choose_map,
+    first_projections,
+    matching_loss,
+    student_config,
+)
+from tinylib.student import cut_head, new_student
+from tinylib.train import History, fit, loader
+
+SHIPPED = {"4x312": "general-4x312"}  # shape -> folder of data/models
+PROJECTIONS, CARD = "projections.safetensors", "general.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a student is distilled in general; the defaults made the shipped one."""
+
+    student: str = "4x312"
+    start: str = "teacher"  # see student.new_student
+    layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
+    weights: Weights = Weights()
+    steps: int = 3600
+    batch_size: int = 32
+    lr: float = 1e-3
+    dropout: float = 0.0  # of the student; there is more text than it can learn by heart
+    max_length: int = 128  # as the paper's (section 4.2)
+    measure_every: int = 500
+    validation: int = 256  # held-out sequences that the validation losses are measured on
+    seed: int = 0
+
+    def replace(self, **changes) -> "Settings":
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A general student, its projections and the run's history, whose ``measured`` holds the validation losses."""
+
+    student: Bert
+    projections: Projections
+    history: History
+
+
+def distill_general(
+    teacher: Bert,
+    corpus: dict[str, corpora.Corpus],
+    settings: Settings | None = None,
+    student: Bert | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 200,
+) -> Result:
+    """Train a student's layers to be like the pretrained teacher's on the corpus's train part (section 3.2, general distillation).
+
+    Every ``measure_every`` steps the history gets the losses on held-out text by layer: {"step": …, "embedding 0": …,
+    "hidden 1": …, "attention 1": …, …}. With ``checkpoint`` (a file name) a second call goes on where the first one stopped,
+    to the same weights.
+    """
+    settings = settings or Settings()
+    shape = student_config(teacher, settings.student)
+    layer_map = choose_map(teacher.config, shape, settings.layer_map)
+    if student is None:
+        random = torch.Generator().manual_seed(settings.seed)
+        shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
+        student = new_student(teacher, shape, layer_map, settings.start, random)
+    student.to(next(teacher.parameters()).device)
+    pair = Distiller(student, first_projections(teacher, student.config, settings.start, settings.seed))
+    train, held_out = corpus["train"], corpus["validation"]
+
+    def measure(pair: Distiller, step: int) -> dict[str, float]:
+        return {"step": step} | validation_losses(teacher, pair, held_out, layer_map, settings)
+
+    history = fit(
+        pair, loader(train, settings.batch_size, seed=settings.seed),
+        matching_loss(teacher, layer_map, settings.weights), epochs=math.ceil(settings.steps / len(train)),
+        steps=settings.steps, lr=settings.lr, seed=settings.seed, label="general distillation", after_epoch=measure,
+        measure_every=settings.measure_every, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    return Result(student, pair.projections, history)
+
+
+@torch.inference_mode()
+def validation_losses(
+    teacher: Bert, pair: Distiller, held_out: corpora.Corpus, layer_map: LayerMap, settings: Settings
+) -> dict[str, float]:
+    """Return each unweighted loss by layer over ``settings.validation`` held-out sequences (``Corpus.spread``)."""
+    chosen = held_out.spread(settings.validation)
+    loss = matching_loss(teacher, layer_map, Weights(), by_layer=True)
+    device, sums, count = next(pair.parameters()).device, {}, 0
+    for batch in loader(chosen, settings.batch_size, shuffle=False):
+        batch = {name: value.to(device) for name, value in batch.items()}
+        n = int(batch["mask"].sum())
+        count += n
+        for (name, m), value in loss(pair, batch).items():
+            sums[f"{name} {m}"] = sums.get(f"{name} {m}", 0.0) + n * value.item()
+    return {name: total / count for name, total in sums.items()}
+
+
+def save(result: Result, teacher: Bert, folder: Path, card: dict) -> None:
+    """Write a general student in float16: a bare encoder, its projections, the tokenizer and the card (general.json)."""
+    usual = {name: getattr(BertConfig, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
+    bare = Bert(result.student.config.replace(head=None, labels=(), **usual))
+    bare.load_state_dict({n: t for n, t in result.student.state_dict().items() if n in bare.state_dict()}, strict=False)
+    bare.tokenizer_folder = result.student.tokenizer_folder
+    bare.save_pretrained(folder, dtype=torch.float16)
+    maps = {f"{m}": linear.weight.detach().cpu().half() for m, linear in enumerate(result.projections.maps)}
+    save_file(maps, folder / PROJECTIONS)
+    card = {"teacher": _sizes(teacher.config)} | card
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, teacher: Bert) -> tuple[Bert, Projections]:
+    """Return the general student with the task teacher's head, cut to size through the last projection, and its projections.
+
+    Raises UserError if the student was distilled from a teacher of other sizes.
+    """
+    told = card(folder)
+    if told["teacher"] != _sizes(teacher.config):
+        raise UserError(
+            f"{folder} was distilled from a teacher of other sizes ({told['teacher']}) than this one "
+            f"({_sizes(teacher.config)}); run tinylib general with this teacher's encoder"
+        )
+    student = Bert.from_pretrained(folder, head=teacher.config.head, labels=teacher.config.labels or None)
+    student.tokenizer_folder = teacher.tokenizer_folder
+    try:
+        maps = load_file(folder / PROJECTIONS)
+        projections = Projections(student.config.hidden_size, teacher.config.hidden_size, student.config.num_hidden_layers)
+        projections.load_state_dict({f"maps.{m}.weight": t.float() for m, t in maps.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{folder / PROJECTIONS} is damaged or missing ({str(error).splitlines()[0]}); copy the folder again"
+        ) from None
+    # the student's states s stand for the teacher's W·s, so the teacher's head reads them through W
+    cut_head(student, teacher, projections.maps[-1].weight.detach())
+    return student.train(), projections
+
+
+def card(folder: Path) -> dict:
+    """Return what the card of a general student says: teacher's sizes, settings, corpus, curve."""
+    try:
+        return json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds no general student ({CARD} is missing or damaged); make one: tinylib general") from None
+
+
+def shipped_for(teacher: Bert, student: BertConfig) -> Path | None:
+    """Return the folder of the shipped general student for this teacher and student shape, or None where there is none."""
+    name = SHIPPED.get(f"{student.num_hidden_layers}x{student.hidden_size}")
+    folder = models.shipped_folder() / name if name else None
+    fits = folder is not None and (folder / CARD).is_file() and card(folder)["teacher"] == _sizes(teacher.config)
+    return folder if fits else None
+
+
+def _sizes(config: BertConfig) -> dict[str, int]:
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return {name: getattr(config, name) for name in names}
+
+
+def card_of(result: Result, settings: Settings, teacher: str, corpus: str, tokens: int, machine: str) -> dict:
+    """Return the card's content: what made the student, and its validation losses as they went."""
+    return {
+        "made_from": teacher, "settings": asdict(settings), "corpus": corpora.fingerprint(corpus), "corpus_tokens": tokens,
+        "seconds": round(result.history.seconds), "machine": machine, "validation": result.history.measured,
+    }  # fmt: skip
+
+
+def losses_of(measured: list[dict[str, float]]) -> dict[str, Tensor]:
+    """Turn the curve of a card into one tensor a loss, with ``step`` among them."""
+    return {name: torch.tensor([row[name] for row in measured]) for name in measured[0]}

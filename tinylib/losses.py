@@ -1,0 +1,108 @@
+"""The losses of distillation: Hinton's soft targets and TinyBERT's four, pure functions of tensors.
+
+Equation numbers are those of Jiao et al. 2020 (arXiv 1909.10351v5) unless another paper is named. Every loss is a mean over
+real tokens (or pairs of real tokens) only, so padding changes nothing.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from tinylib.errors import UserError
+
+HEADS = "give the student as many heads as the teacher"
+
+
+def soft_target_loss(
+    student_logits: Float[Tensor, "B K"], teacher_logits: Float[Tensor, "B K"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Return T²·KL(p_teacher ‖ p_student) of the softened distributions, the mean over the batch (Hinton et al. 2015, section 2).
+
+    The factor T² keeps the gradient, T·(p_s − p_t), of one size as T grows. The teacher's side gets no gradient.
+    """
+    if temperature <= 0:
+        raise UserError(f"temperature={temperature} must be greater than 0; 1 leaves the logits as they are")
+    student = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def hidden_loss(
+    student_hidden: Float[Tensor, "B T C"], teacher_hidden: Float[Tensor, "B T C"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean squared difference over real tokens and width (eq. 8, the student's side projected already).
+
+    ``mask`` (B, T): True or 1 = real token; None: all are.
+    """
+    return _state_loss("hidden_loss", student_hidden, teacher_hidden, mask)
+
+
+def embedding_loss(
+    student_embedding: Float[Tensor, "B T C"], teacher_embedding: Float[Tensor, "B T C"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean squared difference of the embedding outputs over real tokens and width (eq. 9)."""
+    return _state_loss("embedding_loss", student_embedding, teacher_embedding, mask)
+
+
+def attention_loss(
+    student_scores: Float[Tensor, "B H T S"], teacher_scores: Float[Tensor, "B H T S"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean squared difference of the scores before softmax over heads and pairs of real tokens (eq. 7).
+
+    ``mask`` (B, T): True or 1 = real token; None: all are.
+    """
+    _same_shape("attention_loss", student_scores, teacher_scores, HEADS)
+    difference = student_scores - teacher_scores.detach()
+    if mask is None:
+        return difference.square().mean()
+    _check_mask("attention_loss", mask, difference[:, 0])
+    pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
+    # filled before squaring, as in _masked_mean_square; the same pairs count in every head
+    kept = difference.masked_fill(~pairs, 0.0)
+    return kept.square().sum() / (pairs.sum().clamp(min=1) * difference.shape[1])
+
+
+def attention_probability_loss(
+    student_scores: Float[Tensor, "B H T S"], teacher_scores: Float[Tensor, "B H T S"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return the same mean of the attention weights after softmax: the variant that the paper decides against (section 3.1).
+
+    Weights lie in [0, 1] and most near 1/T, so this loss is small and its gradient all but inert.
+    """
+    _same_shape("attention_probability_loss", student_scores, teacher_scores, HEADS)
+    keys = None if mask is None else ~mask.bool()[:, None, None, :]
+    student, teacher = (
+        (scores if keys is None else scores.masked_fill(keys, float("-inf"))).softmax(-1)
+        for scores in (student_scores, teacher_scores.detach())
+    )
+    return attention_loss(student, teacher, mask)
+
+
+ATTENTION = {"scores": attention_loss, "probabilities": attention_probability_loss}
+
+
+def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    _same_shape(name, student, teacher, "project the student's states first (Projections)")
+    difference = student - teacher.detach()
+    _check_mask(name, mask, difference)
+    return _masked_mean_square(difference, None if mask is None else mask.bool())
+
+
+def _masked_mean_square(difference: Tensor, mask: Tensor | None) -> Tensor:
+    """Average the squares over the places that the mask keeps and over the last axis, which the mask does not have."""
+    if mask is None:
+        return difference.square().mean()
+    # Filled before squaring, not multiplied after: the padding may hold NaN or inf, whose gradient would be NaN too.
+    kept = difference.masked_fill(~mask[..., None], 0.0)
+    return kept.square().sum() / (mask.sum().clamp(min=1) * difference.shape[-1])
+
+
+def _check_mask(name: str, mask: Tensor | None, difference: Tensor) -> None:
+    B, T = difference.shape[:2]
+    if mask is not None and mask.shape != (B, T):
+        raise UserError(f"{name}: mask has shape {tuple(mask.shape)}, not (B, T) = {(B, T)}; pass one entry a token")
+
+
+def _same_shape(name: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
+    if student.shape != teacher.shape:
+        raise UserError(f"{name}: student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}; {remedy}")
