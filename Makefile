@@ -19,7 +19,7 @@ NBVAL := TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/python -m pytest -p no:x
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast distill notebooks results colab pins clean
+.PHONY: help setup lab test test-fast distill notebooks results ablations colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ notebooks: setup ## for maintainers: run all lessons in place (some: make notebo
 
 results: setup ## for maintainers: measure the students over three seeds (an hour or more; resumable)
 	$(BIN)/python benchmarks/students.py
+
+ablations: setup ## for maintainers: what each part of the recipe is worth, over three seeds (hours; resumable)
+	$(BIN)/python benchmarks/ablations.py
 
 colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1
 	$(BIN)/python notebooks/tools/colab.py stamp $(if $(REPO),--repo "$(REPO)") $(if $(TAG),--tag "$(TAG)")

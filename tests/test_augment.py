@@ -450,7 +450,7 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("config", "changes", "words"),
     [
-        ({"head": None}, {}, r'head is None; load one with Bert.from_pretrained\("minilm-l6-mlm"\)'),
+        ({"head": None}, {}, r'head is None; load one with mlm.shipped\(\)'),
         ({"head": "classification", "labels": ("a", "b")}, {}, "head is 'classification'"),
         ({"vocab_size": 100}, {}, "not that of the model"),
         ({}, {"max_length": 65}, "max_length=65 is more than the model's 64 positions"),

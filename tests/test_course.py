@@ -115,3 +115,36 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     assert (teacher.config.num_hidden_layers, teacher.config.hidden_size) == (12, 768)
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (4, 312)
     assert distill.LayerMap.uniform(12, 4) == (3, 6, 9, 12)
+
+
+def test_augmented_copies_are_made_once_and_stand_behind_the_texts(small, monkeypatch):
+    tier = dataclasses.replace(small, masked_lm=str(small.base))
+    monkeypatch.setitem(course.TIERS, "laptop", tier)
+    prepared = course.prepare()
+    rows = len(prepared.labels["train"])
+    both = course.augmented(prepared, 2)
+    assert len(both) == 3 * rows
+    assert all(torch.equal(a, b) for a, b in zip(both.encoded.ids, prepared.encoded["train"].ids, strict=False))
+    assert torch.equal(both.labels[rows:], prepared.labels["train"].repeat_interleave(2)), "two copies a text, in order"
+    changed = sum(
+        not torch.equal(both.encoded.ids[rows + 2 * i + c], both.encoded.ids[i]) for i in range(rows) for c in (0, 1)
+    )
+    assert changed > rows, "p_t = 0.4 changes nearly every copy"
+    monkeypatch.setattr(course.augment, "augment", None)  # from now on they come from the cache
+    again = course.augmented(prepared, 2)
+    assert all(torch.equal(a, b) for a, b in zip(both.encoded.ids, again.encoded.ids, strict=True))
+    assert len(course.augmented(prepared, 0)) == rows
+    with pytest.raises(TypeError):  # another seed, other copies
+        course.augmented(prepared, 2, seed=1)
+
+
+def test_copies_of_pairs_keep_both_sides(tmp_path, monkeypatch, small):
+    pairs = [(f"{text} indeed", text, label) for text, label in zip(TEXTS, LABELS, strict=True)]
+    table = tmp_path / "pairs.jsonl"
+    rows = [{"text": a, "text_pair": b, "label": c} for a, b, c in pairs]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.setitem(course.TIERS, "laptop", dataclasses.replace(small, masked_lm=str(small.base), data=str(table)))
+    prepared = course.prepare()
+    both = course.augmented(prepared, 1)
+    assert len(both) == 2 * len(prepared.labels["train"])
+    assert all(set(segment.tolist()) == {0, 1} for segment in both.encoded.segments), "two texts in each row"

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn, SciPy and the binomial formula; every refusal is a sentence."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tinylib.metrics import (
     confusion,
     mcnemar,
     mean_and_spread,
+    of_task,
 )
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
@@ -122,3 +125,18 @@ def test_mean_and_spread_is_the_sample_standard_deviation():
 def test_a_mistake_gets_a_sentence(call, sentence):
     with pytest.raises(UserError, match=sentence):
         call()
+
+
+def test_each_glue_task_has_its_own_metric():
+    """Against the formulas written out, and accuracy for every other data set."""
+    labels, predictions = [1, 1, 1, 0, 0, 1, 0, 0], [1, 0, 1, 0, 1, 1, 0, 0]
+    tp, tn, fp, fn = 3, 3, 1, 1
+    by_hand = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    name, cola = of_task("glue/cola")
+    assert name == "matthews"
+    assert cola(labels, predictions) == pytest.approx(by_hand)
+    assert cola(labels, [0] * 8) == 0
+    assert of_task("glue/mrpc")[1](labels, predictions) == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert of_task("glue/qqp")[1](labels, [0] * 8) == 0
+    for other in ("glue/sst2", "glue/mnli", "movie_reviews", "/some/file.csv"):
+        assert of_task(other) == ("accuracy", accuracy)

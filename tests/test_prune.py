@@ -1,5 +1,7 @@
 """Pruning: masks against torch.nn.utils.prune, schedules, recovery, the small file, models that shrink."""
 
+import copy
+import functools
 import json
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune as oracle
 
-from tinylib import prune
+from tinylib import distill, prune
 from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.masks import COMPRESSED, pack, unpack
@@ -478,3 +480,39 @@ def test_the_explorer_follows_the_threshold():
     assert "25% of the weights are removed. Accuracy about 85%" in drawing.value
     slider.value = 100
     assert "No accuracy was measured there" in drawing.value
+
+
+# -- while distilling ----------------------------------------------------------
+
+
+def test_pruning_while_distilling_ends_at_the_sparsity_and_resumes_exactly(model, examples, tmp_path, monkeypatch):
+    teacher = Bert(model.config, seeded(5)).eval()
+    told = distill.Settings(epochs_intermediate=0, epochs_prediction=2, batch_size=4, lr_prediction=1e-3)  # 24 steps
+    monkeypatch.setattr(distill, "fit", functools.partial(distill.fit, checkpoint_every=5))
+
+    def run(folder=None, dies_at=None):
+        grow = prune.while_distilling(0.6, examples, told)
+
+        def after_step(student, step):
+            if step == dies_at:
+                raise KeyboardInterrupt
+            grow(student, step)
+
+        student = copy.deepcopy(model)
+        return distill.distill(teacher, examples, told, student=student, folder=folder, after_step=after_step).student
+
+    whole = run()
+    assert prune.sparsity_of(whole) == pytest.approx(0.6, abs=0.001)
+    assert prune.sparsity_of(model) == 0, "the student given is pruned, the one it was copied from is not"
+    for dies_at in (8, 18):  # while the masks grow, and after
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / str(dies_at), dies_at)
+        resumed = run(tmp_path / str(dies_at))
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[name]), (dies_at, name)
+
+
+def test_pruning_while_distilling_needs_time_to_grow(examples):
+    short = distill.Settings(epochs_prediction=0)
+    with pytest.raises(UserError, match="needs a prediction step of two batches or more"):
+        prune.while_distilling(0.5, examples, short)

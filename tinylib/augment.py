@@ -184,7 +184,7 @@ class BlankFiller:
         if model.config.head != "masked_lm":
             raise UserError(
                 f"augmentation fills blanks, and this model's head is {model.config.head!r}; "
-                'load one with Bert.from_pretrained("minilm-l6-mlm")'
+                'load one with mlm.shipped()'
             )
         if tokenizer.mask_token_id is None or len(tokenizer) > model.config.vocab_size:
             raise UserError(

@@ -181,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
     name = "tinylib"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are not about this program
+    # oneDNN keeps compiled products for the last 1024 shapes; batches of changing lengths filled 10 GB with them
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         args = build_parser().parse_args(argv)
         name = f"tinylib {args.command}"

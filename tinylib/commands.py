@@ -34,7 +34,7 @@ def teach(args) -> int:
         )  # fmt: skip
         model.save_pretrained(work)
         more = {"epochs": history.measured, "settings": _settings(args)}
-        report = _report(model, prepared, time.perf_counter() - started, **more)
+        report = _report(args, model, prepared, time.perf_counter() - started, **more)
         _finish(work, report)
     _say(args, report)
     return 0
@@ -93,9 +93,13 @@ def distill(args) -> int:
             teacher, examples, settings, student=student, projections=projections, folder=steps, after_step=pruner
         )
         result.student.save_pretrained(work)
-        more = {"settings": _settings(args), "teacher_accuracy": course.score(teacher, prepared)}
-        report = _report(result.student, prepared, time.perf_counter() - started, **more)
+        truth, told = prepared.labels["test"], train.predict(teacher, prepared.encoded["test"]).argmax(-1)
+        more = {"settings": _settings(args), "teacher_accuracy": metrics.accuracy(truth, told)}
+        report = _report(args, result.student, prepared, time.perf_counter() - started, **more)
         report["retention"] = report["accuracy"] / report["teacher_accuracy"]
+        if "score" in report:
+            report["teacher_score"] = metrics.of_task(args.data)[1](truth, told)
+            report["retention"] = report["score"] / report["teacher_score"] if report["teacher_score"] else None
         if pruner:
             masks.save_compressed(result.student, work / "compressed")
             report["sparsity"] = masks.sparsity_of(result.student)
@@ -122,7 +126,7 @@ def prune(args) -> int:
         )  # fmt: skip
         model.save_pretrained(work)
         masks.save_compressed(model, work / "compressed")
-        report = _report(model, prepared, time.perf_counter() - started, **more)
+        report = _report(args, model, prepared, time.perf_counter() - started, **more)
         report |= {
             "method": args.method,
             "sparsity": _removed(dense, model, embeddings=False),
@@ -139,7 +143,7 @@ def evaluate(args) -> int:
     """Measure a classifier on a split."""
     started = time.perf_counter()
     prepared = _prepare(args, args.model)
-    report = _report(_classifier(args.model, prepared), prepared, 0.0, args.split)
+    report = _report(args, _classifier(args.model, prepared), prepared, 0.0, args.split)
     report["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(report, indent=2, ensure_ascii=False)) if args.json else _table(report)
     return 0
@@ -234,10 +238,13 @@ def _removed(dense, pruned, embeddings: bool) -> float:
     return 1.0 - left / sum(weight.numel() for weight in masks.prunable(dense, embeddings).values())
 
 
-def _report(model, prepared, seconds: float, split: str = "test", **more) -> dict:
-    """Measure a classifier on a split: the content of metrics.json."""
+def _report(args, model, prepared, seconds: float, split: str = "test", **more) -> dict:
+    """Measure a classifier on a split: the content of metrics.json. A GLUE task has its own metric's ``score`` beside accuracy."""
     truth = prepared.labels[split]
     told = train.predict(model, prepared.encoded[split], label=f"measuring on {split}").argmax(-1)
+    metric, measured = metrics.of_task(args.data)
+    if metric != "accuracy":
+        more = {"metric": metric, "score": measured(truth, told)} | more
     scores = metrics.classification_report(truth, told)
     low, high = metrics.bootstrap_interval(truth, told)
     return {
@@ -267,10 +274,10 @@ def _say(args, report: dict) -> None:
 
 def _table(report: dict) -> None:
     names = (
-        "accuracy", "f1", "teacher_accuracy", "dense_accuracy", "retention", "sparsity", "parameters",
+        "accuracy", "f1", "teacher_accuracy", "score", "teacher_score", "dense_accuracy", "retention", "sparsity", "parameters",
         "bytes", "bytes_compressed", "seconds",
     )  # fmt: skip
-    for name in (n for n in names if n in report):
+    for name in (n for n in names if report.get(n) is not None):
         value = report[name]
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.{1 if name == 'seconds' else 4}f}"
         print(f"  {name.replace('_', ' '):<18}{shown:>14}")

@@ -6,7 +6,7 @@ A lesson never needs another to have run: what is not in the cache is made here,
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,7 +36,10 @@ class Tier:
     masked_lm: str = "minilm-l6"  # the model that augments (mlm.shipped)
 
 
-LAPTOP = Tier("laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=5e-5, settings=distill.Settings())
+LAPTOP = Tier(
+    "laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=5e-5,
+    settings=distill.Settings(start="teacher"),
+)  # fmt: skip
 GPU = Tier(
     "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,
     # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5
@@ -126,7 +129,8 @@ def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: st
     def make(folder: Path) -> None:
         model, tokenizer = mlm.shipped(masked_lm).to(device()), load_tokenizer(masked_lm)
         words, random = augment.WordVectors.load(), torch.Generator().manual_seed(seed)
-        rest = (model, tokenizer, words, settings, random, 64, "augmenting the training texts")
+        fitting = replace(settings, max_length=min(settings.max_length, model.config.max_position_embeddings))
+        rest = (model, tokenizer, words, fitting, random, 32, "augmenting the training texts")
         if prepared.pairs:
             copies = augment.augment_pairs(prepared.texts["train"], prepared.pairs["train"], *rest)
             rows = [{"text": a, "text_pair": b} for own in copies for a, b in own]

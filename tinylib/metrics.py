@@ -34,6 +34,30 @@ def classification_report(labels: Numbers, predictions: Numbers) -> dict[str, fl
     return {name: float(value) for name, value in report.items()} | {"support": support.tolist()}
 
 
+def matthews(labels: Numbers, predictions: Numbers) -> float:
+    """Return Matthews' correlation coefficient in [-1, 1] (0 = no better than chance), CoLA's metric in GLUE."""
+    return float(sk.matthews_corrcoef(*_aligned(labels=labels, predictions=predictions)))
+
+
+def positive_f1(labels: Numbers, predictions: Numbers) -> float:
+    """Return the F1 of class 1 alone, the metric of MRPC and QQP in GLUE; 0 where it is never predicted."""
+    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    return float(sk.f1_score(labels == 1, predictions == 1, zero_division=0))
+
+
+# GLUE's metric of each task that has classes (Wang et al. 2019, table 1); the others are measured by accuracy.
+GLUE: dict[str, tuple[str, Callable[[Numbers, Numbers], float]]] = {
+    "glue/cola": ("matthews", matthews),
+    "glue/mrpc": ("f1 of class 1", positive_f1),
+    "glue/qqp": ("f1 of class 1", positive_f1),
+}
+
+
+def of_task(data: str) -> tuple[str, Callable[[Numbers, Numbers], float]]:
+    """Return the name and the function of the metric that a data set is reported by."""
+    return GLUE.get(str(data).lower(), ("accuracy", accuracy))
+
+
 def confusion(labels: Numbers, predictions: Numbers, classes: int | None = None) -> np.ndarray:
     """Return the (C, C) confusion matrix of counts: row = true class, column = predicted class.
 

@@ -12,6 +12,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe & Ito 2008, "Color Universal Design"; black last, since axes and text use it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -319,5 +320,8 @@ def layer_losses(rows: Sequence[Mapping[str, float]], kinds: Sequence[str], ax: 
             label = f"layer {m}" if m else "embeddings"
             ax.plot(steps, [row[name] for row in rows], label=label, markevery=max(1, len(rows) // 8), **look)
     ax.set(yscale="log", xlabel="step", ylabel="loss on held-out text")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # plain figures: left to itself the axis writes 2 × 10⁻¹
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.legend(fontsize="small")
     return ax

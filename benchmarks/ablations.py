@@ -1,0 +1,138 @@
+"""What each part of TinyBERT's recipe is worth: each left out in turn, over three seeds (`make ablations`).
+
+Writes data/results/ablations.json after each run; a run that the file already holds (same settings, data and models) is not
+repeated, so the whole, hours on two cores, may be stopped at any time. Lesson 09 draws the file. Options: --seeds 0 1 2,
+--only NAME …, --precision.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tinylib import course, datasets, distill, general, mlm, models, train
+from tinylib.bert import Bert
+from tinylib.distill import LayerMap, Settings
+from tinylib.train import Examples
+
+FILE = datasets.data_folder() / "results" / "ablations.json"
+N, M = 6, 4  # the layers of the laptop tier's teacher and student
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: what of the full recipe is changed, and how it is trained."""
+
+    changes: dict
+    train: Callable[[Bert, Examples, Settings], Bert]
+    paper: str | None = None  # the row of the paper's tables 2 and 3 that asks the same
+
+
+def distilled(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    """Run both steps of task distillation."""
+    return distill.distill(teacher, examples, settings).student
+
+
+def from_labels(teacher: Bert, examples: Examples, settings: Settings, student: Bert | None = None) -> Bert:
+    """Train a student on the labels, for as many epochs as both steps have unless it has been through the first."""
+    epochs = settings.epochs_prediction + (0 if student else settings.epochs_intermediate)
+    student = student or distill.first_student(teacher, settings)[0]
+    train.fit(
+        student, train.loader(examples, settings.batch_size, seed=settings.seed), train.classification_loss, epochs=epochs,
+        lr=settings.lr_prediction, seed=settings.seed, label="labels",
+    )  # fmt: skip
+    return student
+
+
+def labels_after_matching(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    """Match the layers, then train on the labels in the place of the teacher's soft targets."""
+    student, projections = distill.first_student(teacher, settings)
+    distill.distill_intermediate(teacher, student, examples, settings, projections=projections)
+    return from_labels(teacher, examples, settings, student)
+
+
+def variants(full: Settings) -> dict[str, Variant]:
+    """Name the rows of the table."""
+    w, both = full.weights, full.epochs_intermediate + full.epochs_prediction
+    only_prediction = {"epochs_intermediate": 0, "epochs_prediction": both}
+    return {
+        "full": Variant({}, distilled, "TinyBERT4"),
+        "without stage 1, cut from the teacher": Variant({"start": "teacher"}, distilled),
+        "without stage 1, random start": Variant({"start": "random"}, distilled, "without stage 1"),
+        "without the intermediate step": Variant(only_prediction, distilled),
+        "without augmentation": Variant({"augment": 0}, distilled, "without augmentation"),
+        "without embedding loss": Variant({"weights": replace(w, embedding=0.0)}, distilled, "without embedding loss"),
+        "without hidden loss": Variant({"weights": replace(w, hidden=0.0)}, distilled, "without hidden loss"),
+        "without attention loss": Variant({"weights": replace(w, attention=0.0)}, distilled, "without attention loss"),
+        "without prediction loss": Variant({}, labels_after_matching, "without prediction loss"),
+        "top map": Variant({"layer_map": tuple(LayerMap.top(N, M))}, distilled, "top mapping"),
+        "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(N, M))}, distilled, "bottom mapping"),
+        "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),
+        "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
+        "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
+        "soft targets only, random start": Variant(only_prediction | {"start": "random", "augment": 0}, distilled),
+    }
+
+
+def equal_steps(settings: Settings, full: Settings) -> Settings:
+    """Give a run on fewer texts as many more epochs, so that what differs is the data and not the number of steps."""
+    factor = (1 + full.augment) // (1 + settings.augment)
+    return settings.replace(
+        epochs_intermediate=settings.epochs_intermediate * factor, epochs_prediction=settings.epochs_prediction * factor
+    )
+
+
+def run(name: str, variant: Variant, full: Settings, seed: int, teacher: Bert, prepared: course.Prepared) -> dict:
+    """Train one student and measure it."""
+    settings = equal_steps(full.replace(**variant.changes), full).replace(seed=seed)
+    examples = course.augmented(prepared, settings.augment, course.LAPTOP.base, seed=seed)
+    student = variant.train(teacher, examples, settings)
+    student.save_pretrained(models.cache_folder() / "runs" / "ablations" / f"{name.replace(' ', '-')}-{seed}")
+    return {"seed": seed, **{split: round(course.score(student, prepared, split), 4) for split in ("validation", "test")}}
+
+
+def main() -> None:
+    """Run what is missing, seed by seed, and save after each run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--precision", choices=("highest", "medium"), default="medium")
+    args = parser.parse_args()
+    torch.set_float32_matmul_precision(args.precision)
+    prepared, full = course.prepare("movie_reviews", base="minilm-l6"), course.LAPTOP.settings
+    teacher = course.teacher(prepared)
+    store = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    head = {
+        "data": prepared.fingerprint, "settings": json.loads(json.dumps(asdict(full))),
+        "masked_lm": mlm.fingerprint("minilm-l6"),
+        "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
+    }  # fmt: skip
+    if {k: store.get(k) for k in head} != head:
+        store = head | {"runs": {}}
+    store["machine"] = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, products in {args.precision} precision"
+    store["command"] = "python benchmarks/ablations.py"
+    store["teacher"] = {split: round(course.score(teacher, prepared, split), 4) for split in ("validation", "test")}
+    for seed in args.seeds:
+        for name, variant in variants(full).items():
+            rows = store["runs"].setdefault(name, [])
+            if (args.only and name not in args.only) or any(row["seed"] == seed for row in rows):
+                continue
+            rows.append(run(name, variant, full, seed, teacher, prepared))
+            print(f"{name}: {rows[-1]}", flush=True)
+            save(store)
+
+
+def save(store: dict) -> None:
+    """Write the file whole or not at all."""
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(f"{FILE}.tmp")
+    aside.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
+    aside.replace(FILE)
+
+
+if __name__ == "__main__":
+    main()
