@@ -12,13 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from tinylib import datasets
+from tinylib import datasets, general, models
 
 PARTS = ("train", "validation", "test")
 SIZES = {
@@ -309,3 +310,45 @@ def test_nothing_but_the_known_names_is_built(root):
 
 def _writer(parquet: bytes) -> bytes:
     return re.search(rb"parquet-cpp-arrow version [\d.]+", parquet)[0]
+
+
+# The corpus of stage 1 and the model that came out of it
+
+
+@pytest.mark.parametrize("part", ["brown", "austen", "web", "jargon", "snli"])
+def test_the_corpus_is_what_the_readme_says(root, tables, part):
+    path = root / "data" / "corpus" / f"{part}.parquet"
+    _, documents, sentences, megabytes, here, file, content = tables["corpus"][part]
+    table = pq.read_table(path)
+    texts = table.column("text").to_pylist()
+    assert models.sha256_of(path) == file
+    assert hashlib.sha256("\n".join(texts).encode()).hexdigest() == content
+    assert f"{len(texts):,}" == sentences
+    assert f"{len(set(table.column('document').to_pylist())):,}" == documents
+    assert f"{sum(len(text.encode()) + 1 for text in texts) / 1e6:.1f}" == megabytes
+    assert f"{path.stat().st_size / 1e6:.1f}" == here
+    folded = {text.casefold() for text in texts}
+    assert len(folded) == len(texts), "a sentence stands once in a part"
+
+
+def test_the_corpus_holds_no_text_of_a_test_split(root):
+    known = set()
+    for name in ("movie_reviews", "questions", "inference"):
+        for column in columns(datasets.load(name)["test"]):
+            known.update(column)
+    for path in sorted((root / "data" / "corpus").glob("*.parquet")):
+        sentences = set(pq.read_table(path).column("text").to_pylist())
+        assert not sentences & known, (path.name, sorted(sentences & known)[:5])
+
+
+def test_the_shipped_general_student_is_what_the_readme_says(root, tables):
+    folder = root / "data" / "models" / "general-4x312"
+    for file, (size, sha256) in tables["models"].items():
+        assert (folder / file).stat().st_size == int(size)
+        assert models.sha256_of(folder / file) == sha256
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= 30_000_000
+    card = general.card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == general.card_text(card)
+    for name, sha256 in card["corpus"].items():
+        if (root / "data" / "corpus" / name).exists() and name != "debian.parquet":
+            assert models.sha256_of(root / "data" / "corpus" / name) == sha256, f"{name} is not what it was trained on"

@@ -46,17 +46,21 @@ def general(args) -> int:
     output.place(args.out, reads)
     torch.set_float32_matmul_precision(args.precision)
     teacher = _load(args.teacher).to(course.device())
-    corpus = corpora.load(args.corpus, args.teacher, args.max_length)
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
+    student = stage1.first_student(teacher, settings)
+    corpus = corpora.load(args.corpus, args.teacher, args.max_length)
     with output.output(args.out, reads, _settings(args), args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
         result = stage1.distill_general(
-            teacher, corpus, settings, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
+            teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
         machine = f"{course.describe()}, matrix products in {args.precision} precision"
-        card = stage1.card_of(result, settings, args.teacher, args.corpus, corpus["train"].tokens, machine)
+        chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _settings(args).items() if v is not None)
+        command = f"tinylib general {chosen} --out {args.out.name}"
+        tokens = corpus["train"].tokens
+        card = stage1.card_of(result, settings, args.teacher, args.corpus, tokens, machine, command)
         stage1.save(result, teacher, work, card)
         last = result.history.measured[-1]
         report = {

@@ -49,7 +49,8 @@ def data_folder() -> Path:
 def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
     """Load labelled texts as train, validation and test.
 
-    `name_or_path` is a shipped name (``movie_reviews``), a CSV, TSV, JSONL or Parquet file (duplicates are
+    `name_or_path` is a shipped name (``movie_reviews``, ``questions``,
+    ``inference``), a CSV, TSV, JSONL or Parquet file (duplicates are
     dropped, then it is split 80/10/10 by `seed`, each class in proportion), a folder with one such file for
     each split (taken as they are), or ``glue/<task>``. A folder of a shipped set's name: ``./movie_reviews``.
     Raises `UserError` with the file, the row and the remedy for input that cannot be used.

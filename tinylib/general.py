@@ -66,6 +66,14 @@ class Result:
     history: History
 
 
+def first_student(teacher: Bert, settings: Settings) -> Bert:
+    """Return the student that the settings ask for, untrained; raise UserError for one that this teacher cannot have."""
+    shape = student_config(teacher, settings.student)
+    layer_map = choose_map(teacher.config, shape, settings.layer_map)
+    shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
+    return new_student(teacher, shape, layer_map, settings.start, torch.Generator().manual_seed(settings.seed))
+
+
 def distill_general(
     teacher: Bert,
     corpus: dict[str, corpora.Corpus],
@@ -81,12 +89,8 @@ def distill_general(
     to the same weights.
     """
     settings = settings or Settings()
-    shape = student_config(teacher, settings.student)
-    layer_map = choose_map(teacher.config, shape, settings.layer_map)
-    if student is None:
-        random = torch.Generator().manual_seed(settings.seed)
-        shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
-        student = new_student(teacher, shape, layer_map, settings.start, random)
+    student = student or first_student(teacher, settings)
+    layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
     pair = Distiller(student, first_projections(teacher, student.config, settings.start, settings.seed))
     train, held_out = corpus["train"], corpus["validation"]
@@ -131,6 +135,35 @@ def save(result: Result, teacher: Bert, folder: Path, card: dict) -> None:
     save_file(maps, folder / PROJECTIONS)
     card = {"teacher": _sizes(teacher.config)} | card
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card_text(card), encoding="utf-8")
+
+
+def card_text(card: dict) -> str:
+    """Return the card as a page: what the student is, the command that made it, and its validation losses."""
+    names = [name for name in card["validation"][0] if name != "step"]
+    lines = ["| step | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    for row in card["validation"]:
+        lines.append(f"| {row['step']} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
+    s = card["settings"]
+    rows = "\n".join(lines)
+    return f"""# A general student: {s["student"]}, distilled from {card["made_from"]}
+
+An encoder without a task, the result of TinyBERT's stage 1 (general distillation: embedding, hidden and attention losses, no
+prediction loss). Put a head on it and go on with stage 2: `tinylib distill --general FOLDER …`. Weights in float16, the
+projections to the teacher's width in {PROJECTIONS}, everything said here as numbers in {CARD}.
+
+Made by
+
+    {card["command"]}
+
+on {card["machine"]}, in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]}
+sequences of at most {s["max_length"]} tokens, seed {s["seed"]}, out of a corpus of {card["corpus_tokens"]:,} tokens
+({", ".join(card["corpus"])}). It starts as the teacher cut to size (`start={s["start"]}`).
+
+Losses on held-out text by layer, every λ = 1:
+
+{rows}
+"""
 
 
 def load(folder: Path, teacher: Bert) -> tuple[Bert, Projections]:
@@ -180,10 +213,13 @@ def _sizes(config: BertConfig) -> dict[str, int]:
     return {name: getattr(config, name) for name in names}
 
 
-def card_of(result: Result, settings: Settings, teacher: str, corpus: str, tokens: int, machine: str) -> dict:
+def card_of(
+    result: Result, settings: Settings, teacher: str, corpus: str, tokens: int, machine: str, command: str
+) -> dict:
     """Return the card's content: what made the student, and its validation losses as they went."""
     return {
-        "made_from": teacher, "settings": asdict(settings), "corpus": corpora.fingerprint(corpus), "corpus_tokens": tokens,
+        "made_from": teacher, "command": command, "settings": asdict(settings),
+        "corpus": corpora.fingerprint(corpus), "corpus_tokens": tokens,
         "seconds": round(result.history.seconds), "machine": machine, "validation": result.history.measured,
     }  # fmt: skip
 

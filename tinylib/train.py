@@ -159,7 +159,8 @@ def fit(
         step = state.load() if checkpoint and checkpoint.exists() else 0
         before = history.seconds
         bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False)
-        for epoch in range(step // len(buckets), epochs):
+        # a finished run may have stopped inside an epoch: nothing of it is left to do
+        for epoch in range(step // len(buckets), epochs if step < total else 0):
             model.train()
             # Accelerate sets the sampler's epoch from a count of its own, which begins at 0 in a resumed run too
             buckets.set_epoch(epoch)
