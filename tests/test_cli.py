@@ -101,7 +101,7 @@ def test_help_answers_at_once_and_without_torch():
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("command", ["doctor", "fetch", "teach", "distill", "prune", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["doctor", "fetch", "teach", "general", "distill", "prune", "evaluate", "export"])
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -328,12 +328,21 @@ TEACH = "teach --base {p}/base --data {p}/films.csv --out {o}"
 DISTILL = "distill --teacher {p}/teacher --data {p}/films.csv --student 2x16 --out {o}"
 PRUNE = "prune --model {p}/teacher --data {p}/films.csv --out {o}"
 EVALUATE = "evaluate --model {p}/teacher --data {p}/films.csv"
+GENERAL = "general --teacher {p}/base --student 2x16 --out {o}"
+
 BAD_INPUTS = [
     # what was typed, and what the sentence says
     ("", "required: COMMAND"),
     ("paint", "invalid choice: 'paint'"),
     ("teach --base {p}/base --data {p}/films.csv", "required: --out; tinylib teach --help"),
     (TEACH + " --colour red", "unrecognized arguments: --colour red"),
+    (GENERAL + " --corpus {b}/gone", "gone does not exist: give a folder with .txt"),
+    (GENERAL + " --corpus {p}/films.csv", "holds no .txt or .parquet files"),
+    (GENERAL + " --max-length 2 --corpus {p}/films.csv", "max_length=2 leaves no room"),
+    (GENERAL.replace("2x16", "2x17"), "its width must be a multiple of the teacher's"),
+    (GENERAL + " --layer-map 1,9", "must name 2 teacher layers between 1 and 2"),
+    (GENERAL + " --start nowhere", "start='nowhere' is not one of"),
+    (GENERAL + " --precision low", "invalid choice: 'low'"),
     (TEACH + " --epochs 0", "--epochs: '0' is not a whole number of at least 1"),
     (TEACH + " --epochs three", "'three' is not a whole number"),
     (TEACH + " --lr -1", "--lr: '-1' is not a number greater than 0"),

@@ -206,17 +206,17 @@ def test_a_student_deeper_than_its_teacher_is_refused(make, sizes):
 
 
 def test_faulty_layer_maps_are_refused():
-    for layers in ((), (0, 2), (-1,)):
+    for chosen in ((), (0, 2), (-1,)):
         with pytest.raises(UserError, match="must name a teacher layer"):
-            LayerMap(layers)
+            LayerMap(chosen)
     for m in (-1, 5):
         with pytest.raises(UserError, match=f"m={m} is no layer of this student"):
             LayerMap.uniform(12, 4)(m)
     teacher = Bert(TEACHER, generator())
-    for layers in ((1, 2, 3), (1, 4)):
+    for chosen in ((1, 2, 3), (1, 4)):
         with pytest.raises(UserError, match="must name 2 teacher layers between 1 and 3"):
             distill.distill_intermediate(
-                teacher.eval(), small_student(teacher), examples(4), distill.Settings(layer_map=layers)
+                teacher.eval(), small_student(teacher), examples(4), distill.Settings(layer_map=chosen)
             )
 
 

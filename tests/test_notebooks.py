@@ -246,6 +246,7 @@ def test_the_runner_saves_a_clean_lesson_and_leaves_a_faulty_one_alone(tmp_path,
     notebook = make_notebook(imports, widgets, "print(6 * 7)", "")
     notebook.cells[1].metadata = nbformat.from_dict({"tags": ["nbval-ignore-output"], "scrolled": True})
     path.write_text(nbformat.writes(notebook))
+    monkeypatch.setattr(run_tool, "CELL_TIMEOUT", 120)  # a lost reply is a failure in two minutes, not in twenty-five
     assert run_tool.run(path)
     saved = read(path)
     assert [cell.execution_count for cell in saved.cells] == [1, 2, 3, None]

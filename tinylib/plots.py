@@ -323,5 +323,5 @@ def layer_losses(rows: Sequence[Mapping[str, float]], kinds: Sequence[str], ax: 
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # plain figures: left to itself the axis writes 2 × 10⁻¹
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper right")  # losses fall
     return ax

@@ -33,18 +33,24 @@ def coverage(attempt) -> None:
         if near(got, right):
             continue
         known = {
-            "of the tokens: each piece counts once, however often it occurs": tokens / vocabulary,
+            "the number of tokens by the vocabulary: each piece counts once, however often it occurs": tokens
+            / vocabulary,
             "a number of pieces; divide it by the vocabulary": (total >= times).sum().item(),
             "a percentage; give a share such as 0.5": 100 * right,
             "the share that is not covered": 1 - right,
             "the share of pieces that occur at all: count only those with `times` or more": (total > 0).sum().item()
             / vocabulary,
-            "for *more than* `times`: a piece with exactly that many counts too": (total > times).sum().item()
+            "the share for *more than* `times`: a piece with exactly that many counts too": (total > times).sum().item()
             / vocabulary,
-            "for *exactly* `times`: more often counts too": (total == times).sum().item() / vocabulary,
-            "for `times` within one text: add the counts of all texts first": (counts >= times).any(0).sum().item()
+            "the share for *exactly* `times`: more often counts too": (total == times).sum().item() / vocabulary,
+            "the share for `times` within one text: add the counts of all texts first": (counts >= times)
+            .any(0)
+            .sum()
+            .item()
             / vocabulary,
-            "the number of texts that hold a piece; each occurrence counts": ((counts > 0).sum(0) >= times).sum().item()
+            "the share by the number of texts that hold a piece; each occurrence counts": ((counts > 0).sum(0) >= times)
+            .sum()
+            .item()
             / vocabulary,
             "the first text's alone: take all texts": (counts[0] >= times).sum().item() / vocabulary,
             "the last text's alone: take all texts": (counts[-1] >= times).sum().item() / vocabulary,
@@ -53,10 +59,10 @@ def coverage(attempt) -> None:
             / vocabulary,
             "the sum over the texts; a piece that two texts share counts once": (counts >= times).sum().item()
             / vocabulary,
-            "relative to the tokens read; divide by the vocabulary": (total >= times).sum().item() / tokens,
-            "relative to the pieces that occur; divide by the vocabulary": (total >= times).sum().item()
+            "a share of the tokens read; divide by the vocabulary": (total >= times).sum().item() / tokens,
+            "a share of the pieces that occur; divide by the vocabulary": (total >= times).sum().item()
             / (total > 0).sum().item(),
-            "relative to the largest id; divide by the vocabulary": (total >= times).sum().item()
+            "a share of the ids up to the largest; divide by the vocabulary": (total >= times).sum().item()
             / (int(total.nonzero().max()) + 1),
         }
         for sentence, value in known.items():
@@ -244,8 +250,8 @@ def training_flops(attempt) -> None:
             continue
         every = tokens * epochs
         known = {
-            "the student's forward pass alone, in one epoch": tokens * student,
-            "the forward passes alone: the student's backward pass takes twice its forward pass more": every
+            "of the student's forward pass alone, in one epoch": tokens * student,
+            "of the forward passes alone: the student's backward pass takes twice its forward pass more": every
             * (teacher + student),
             "with a backward pass that costs as much as the forward pass: it has two products for each one": every
             * (teacher + 2 * student),
