@@ -278,7 +278,19 @@ def test_text_that_is_not_utf8_is_refused(tmp_path, base):
     (tmp_path / "a.txt").write_bytes(b"one two\n\n" * 60 + "caf\xe9\n".encode("latin-1"))
     said = error_of(tmp_path / "a.txt", base)
     assert "a.txt is not UTF-8" in said
+    assert f"at byte {9 * 60 + 3}" in said, "counted from the beginning of the file"
     assert "save it as UTF-8" in said
+
+
+def test_a_text_without_empty_lines_is_taken_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "LONGEST", 10)
+    lines = [f"sentence number {n}" for n in range(25)]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_parquet(tmp_path / "a.parquet", [lines])
+    for name in ("a.txt", "a.parquet"):
+        parts = list(corpus.documents([tmp_path / name]))
+        assert [len(part) for part in parts] == [10, 10, 5], name
+        assert sum(parts, []) == lines
 
 
 def test_a_length_without_room_is_refused(tmp_path, base):

@@ -27,6 +27,7 @@ from tinylib.text import Encoded, load_tokenizer, pad
 PARTS = ("train", "validation")
 HELD_OUT = 50  # every fiftieth document is for validation
 CHUNK = 2000  # sentences tokenized at a time
+LONGEST = 10_000  # sentences: a longer document is taken in parts, so that a file without empty lines is no trouble
 SUFFIXES = (".parquet", ".txt")
 
 
@@ -116,7 +117,7 @@ def _parquet(path: Path) -> Iterator[list[str]]:
         current, sentences = None, []
         for part in table.iter_batches(batch_size=10_000, columns=["document", "text"]):
             for number, text in zip(part["document"].to_pylist(), part["text"].to_pylist(), strict=True):
-                if number != current and sentences:
+                if sentences and (number != current or len(sentences) == LONGEST):
                     yield sentences
                     sentences = []
                 current = number
@@ -132,16 +133,20 @@ def _parquet(path: Path) -> Iterator[list[str]]:
 
 def _lines(path: Path) -> Iterator[list[str]]:
     sentences: list[str] = []
-    with open(path, encoding="utf-8") as file:
-        try:
-            for line in file:
-                if line.strip():
-                    sentences.append(line.strip())
-                elif sentences:
-                    yield sentences
-                    sentences = []
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    place = 0
+    with open(path, "rb") as file:
+        for raw in file:
+            try:
+                line = raw.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                where = f"byte {place + error.start}"
+                raise UserError(f"{path} is not UTF-8 ({error.reason} at {where}); save it as UTF-8") from None
+            place += len(raw)
+            if line:
+                sentences.append(line)
+            if sentences and (not line or len(sentences) == LONGEST):
+                yield sentences
+                sentences = []
     if sentences:
         yield sentences
 

@@ -131,6 +131,7 @@ def cut_head(student: Bert, teacher: Bert, basis: Float[Tensor, "Ct Cs"]) -> Non
     if teacher.config.head != "classification":
         return
     # The pooler's tanh acts on each coordinate, so its outputs must be chosen, not rotated: those the classifier reads most.
+    basis = basis.to(teacher.pooler.weight.device)
     keep = teacher.classifier.weight.norm(dim=0).topk(student.config.hidden_size).indices.sort().values
     student.pooler.weight.copy_(teacher.pooler.weight[keep] @ basis)
     student.pooler.bias.copy_(teacher.pooler.bias[keep])
