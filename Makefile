@@ -15,7 +15,9 @@ STAMP := .venv/.installed
 # run to the end and only the cells tagged nbval-check-output are compared.
 STRICT := $(sort $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb))
 LAX := $(filter-out $(STRICT),$(sort $(wildcard notebooks/*.ipynb)))
-NBVAL := TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/python -m pytest -p no:xdist --nbval-current-env \
+# TQDM_MININTERVAL: nbval reads a cell's messages after the cell, and of more than about 2,000 the rest are lost, the one that
+# says "done" among them; a progress bar that is drawn ten times a second sends that many in a minute.
+NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/python -m pytest -p no:xdist --nbval-current-env \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
