@@ -10,9 +10,9 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
+from students import measured, save
 
 from tinylib import course, datasets, distill, general, mlm, models, train
 from tinylib.bert import Bert
@@ -92,7 +92,7 @@ def run(name: str, variant: Variant, full: Settings, seed: int, teacher: Bert, p
     examples = course.augmented(prepared, settings.augment, course.LAPTOP.base, seed=seed)
     student = variant.train(teacher, examples, settings)
     student.save_pretrained(models.cache_folder() / "runs" / "ablations" / f"{name.replace(' ', '-')}-{seed}")
-    return {"seed": seed, **{split: round(course.score(student, prepared, split), 4) for split in ("validation", "test")}}
+    return measured(student, prepared, seed)
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def main() -> None:
         store = head | {"runs": {}}
     store["machine"] = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, products in {args.precision} precision"
     store["command"] = "python benchmarks/ablations.py"
-    store["teacher"] = {split: round(course.score(teacher, prepared, split), 4) for split in ("validation", "test")}
+    store["teacher"] = measured(teacher, prepared, 0)
     for seed in args.seeds:
         for name, variant in variants(full).items():
             rows = store["runs"].setdefault(name, [])
@@ -123,15 +123,7 @@ def main() -> None:
                 continue
             rows.append(run(name, variant, full, seed, teacher, prepared))
             print(f"{name}: {rows[-1]}", flush=True)
-            save(store)
-
-
-def save(store: dict) -> None:
-    """Write the file whole or not at all."""
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(f"{FILE}.tmp")
-    aside.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
-    aside.replace(FILE)
+            save(store, FILE)
 
 
 if __name__ == "__main__":

@@ -122,12 +122,12 @@ def prune_all(teacher: Bert, prepared: course.Prepared, student: Bert, seed: int
         print(f"pruned {sparsity:.0%}: {rows[-1]}", flush=True)
 
 
-def save(store: dict) -> None:
+def save(store: dict, file: Path = FILE) -> None:
     """Write the file whole or not at all."""
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(f"{FILE}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(f"{file}.tmp")
     aside.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
-    aside.replace(FILE)
+    aside.replace(file)
 
 
 if __name__ == "__main__":

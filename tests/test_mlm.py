@@ -151,3 +151,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(base, corpus, tmp_path, 
     resumed, _ = mlm.train_head(base, tokenizer, corpus, settings, tmp_path / "run.safetensors")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_head_that_is_not_shipped_is_a_sentence_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlm.models, "shipped_folder", lambda: tmp_path)
+    for ask in (mlm.shipped, mlm.fingerprint):
+        with pytest.raises(UserError, match=r"minilm-l6 has no masked-LM head yet; train one.*python -m tinylib.mlm"):
+            ask("minilm-l6")

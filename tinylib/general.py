@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from tinylib import corpus as corpora
 from tinylib import models
@@ -222,8 +221,3 @@ def card_of(
         "corpus": corpora.fingerprint(corpus), "corpus_tokens": tokens,
         "seconds": round(result.history.seconds), "machine": machine, "validation": result.history.measured,
     }  # fmt: skip
-
-
-def losses_of(measured: list[dict[str, float]]) -> dict[str, Tensor]:
-    """Turn the curve of a card into one tensor a loss, with ``step`` among them."""
-    return {name: torch.tensor([row[name] for row in measured]) for name in measured[0]}

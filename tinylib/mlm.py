@@ -154,13 +154,23 @@ def load(folder: Path) -> Bert:
 def shipped(base: str = "minilm-l6") -> Bert:
     """Return the shipped base model with its masked-LM head; any other name or folder must have a head of its own."""
     if base in SHIPPED:
-        return load(models.shipped_folder() / SHIPPED[base])
+        return load(_delta_folder(base))
     return Bert.from_pretrained(base, head="masked_lm")
 
 
 def fingerprint(base: str) -> str:
     """Return what tells one masked LM from another: the sha256 of the shipped delta, or the name."""
-    return models.sha256_of(models.shipped_folder() / SHIPPED[base] / DELTA) if base in SHIPPED else base
+    return models.sha256_of(_delta_folder(base) / DELTA) if base in SHIPPED else base
+
+
+def _delta_folder(base: str) -> Path:
+    folder = models.shipped_folder() / SHIPPED[base]
+    if not (folder / DELTA).is_file():
+        raise UserError(
+            f"augmentation fills blanks, and {base} has no masked-LM head yet; train one, which takes an hour or more: "
+            f"python -m tinylib.mlm --out {folder}"
+        )
+    return folder
 
 
 def main(argv: list[str] | None = None) -> int:
