@@ -1,8 +1,9 @@
 """What each part of TinyBERT's recipe is worth: each left out in turn, over three seeds (`make ablations`).
 
 Writes data/results/ablations.json after each run; a run that the file already holds (same settings, data and models) is not
-repeated, so the whole, hours on two cores, may be stopped at any time. Lesson 09 draws the file. Options: --seeds 0 1 2,
---only NAME …, --precision.
+repeated, so the whole, hours on two cores, may be stopped at any time, and two calls with different --seeds may run side by
+side. Lesson 09 draws the file. Every run takes as many steps as the full recipe's: one on fewer texts gets more epochs.
+Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --precision.
 """
 
 import argparse
@@ -12,15 +13,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from students import measured, save
+import torch.nn.functional as F
+from filelock import FileLock
+from students import save
 
 from tinylib import course, datasets, distill, general, mlm, models, train
+from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.distill import LayerMap, Settings
+from tinylib.metrics import accuracy
 from tinylib.train import Examples
 
 FILE = datasets.data_folder() / "results" / "ablations.json"
+DATA = ("questions", "movie_reviews")
 N, M = 6, 4  # the layers of the laptop tier's teacher and student
+# The full recipe: one augmented copy of each text, so that an epoch is two passes over as many texts as the data has.
+FULL = course.LAPTOP.settings.replace(augment=1, epochs_intermediate=2, epochs_prediction=1)
+SPARSITY = 0.6
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,12 @@ def labels_after_matching(teacher: Bert, examples: Examples, settings: Settings)
     return from_labels(teacher, examples, settings, student)
 
 
+def pruned_meanwhile(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    """Run both steps; in the second, the student loses weights while it learns."""
+    pruner = pruning.while_distilling(SPARSITY, examples, settings)
+    return distill.distill(teacher, examples, settings, after_step=pruner).student
+
+
 def variants(full: Settings) -> dict[str, Variant]:
     """Name the rows of the table."""
     w, both = full.weights, full.epochs_intermediate + full.epochs_prediction
@@ -75,6 +90,7 @@ def variants(full: Settings) -> dict[str, Variant]:
         "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
         "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
         "soft targets only, random start": Variant(only_prediction | {"start": "random", "augment": 0}, distilled),
+        f"full, {SPARSITY:.0%} pruned meanwhile": Variant({}, pruned_meanwhile),
     }
 
 
@@ -86,44 +102,75 @@ def equal_steps(settings: Settings, full: Settings) -> Settings:
     )
 
 
-def run(name: str, variant: Variant, full: Settings, seed: int, teacher: Bert, prepared: course.Prepared) -> dict:
+def measured(model: Bert, teacher: Bert, prepared: course.Prepared, seed: int) -> dict:
+    """Return one run's row: accuracy, and how close the student is to its teacher, on validation and test texts together.
+
+    Accuracy counts right and wrong, which a few hundred texts do coarsely; the share of equal verdicts and KL(teacher ‖
+    student) in nats see differences that it cannot.
+    """
+    row, logits = {"seed": seed}, {}
+    for split in ("validation", "test"):
+        logits[split] = [train.predict(m, prepared.encoded[split]) for m in (model, teacher)]
+        row[split] = round(accuracy(prepared.labels[split], logits[split][0].argmax(-1)), 4)
+    said, told = (torch.cat(both) for both in zip(*logits.values(), strict=True))
+    row["agreement"] = round(accuracy(told.argmax(-1), said.argmax(-1)), 4)
+    kl = F.kl_div(said.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True)
+    return row | {"kl": round(kl.item(), 4)}
+
+
+def run(name: str, variant: Variant, seed: int, teacher: Bert, prepared: course.Prepared) -> dict:
     """Train one student and measure it."""
-    settings = equal_steps(full.replace(**variant.changes), full).replace(seed=seed)
+    settings = equal_steps(FULL.replace(**variant.changes), FULL).replace(seed=seed)
     examples = course.augmented(prepared, settings.augment, course.LAPTOP.base, seed=seed)
     student = variant.train(teacher, examples, settings)
-    student.save_pretrained(models.cache_folder() / "runs" / "ablations" / f"{name.replace(' ', '-')}-{seed}")
-    return measured(student, prepared, seed)
+    return measured(student, teacher, prepared, seed)
+
+
+def recipe(prepared: course.Prepared) -> dict:
+    """Return what decides the runs of a data set; with another recipe they are started anew."""
+    return {
+        "data": prepared.fingerprint, "settings": json.loads(json.dumps(asdict(FULL))),
+        "masked_lm": mlm.fingerprint(course.LAPTOP.masked_lm),
+        "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
+    }  # fmt: skip
+
+
+def stored(data: str, same: dict) -> dict:
+    """Read the file; begin the data set's part anew if it was made by another recipe."""
+    store = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    if store.get(data, {}).get("recipe") != same:
+        store[data] = {"recipe": same, "runs": {}}
+    return store
 
 
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="NAME")
-    parser.add_argument("--precision", choices=("highest", "medium"), default="medium")
+    parser.add_argument("--precision", choices=train.PRECISIONS, default="highest")
     args = parser.parse_args()
-    torch.set_float32_matmul_precision(args.precision)
-    prepared, full = course.prepare("movie_reviews", base="minilm-l6"), course.LAPTOP.settings
-    teacher = course.teacher(prepared)
-    store = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    head = {
-        "data": prepared.fingerprint, "settings": json.loads(json.dumps(asdict(full))),
-        "masked_lm": mlm.fingerprint("minilm-l6"),
-        "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
-    }  # fmt: skip
-    if {k: store.get(k) for k in head} != head:
-        store = head | {"runs": {}}
-    store["machine"] = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, products in {args.precision} precision"
-    store["command"] = "python benchmarks/ablations.py"
-    store["teacher"] = measured(teacher, prepared, 0)
-    for seed in args.seeds:
-        for name, variant in variants(full).items():
-            rows = store["runs"].setdefault(name, [])
-            if (args.only and name not in args.only) or any(row["seed"] == seed for row in rows):
-                continue
-            rows.append(run(name, variant, full, seed, teacher, prepared))
-            print(f"{name}: {rows[-1]}", flush=True)
-            save(store, FILE)
+    train.set_precision(args.precision)
+    for data in args.data:
+        prepared = course.prepare(data, base=course.LAPTOP.base)
+        teacher, same = course.teacher(prepared), recipe(prepared)
+        reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
+        machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, precision {args.precision}"
+        for seed in args.seeds:
+            for name, variant in variants(FULL).items():
+                done = stored(data, same)[data]["runs"].get(name, [])
+                if (args.only and name not in args.only) or any(row["seed"] == seed for row in done):
+                    continue
+                row = run(name, variant, seed, teacher, prepared)
+                print(f"{data}, {name}: {row}", flush=True)
+                with FileLock(f"{FILE}.lock"):  # another call may have saved in the meantime
+                    store = stored(data, same) | {"command": "python benchmarks/ablations.py", "machine": machine}
+                    store[data]["teacher"] = reference
+                    rows = store[data]["runs"].setdefault(name, [])
+                    rows.append(row)
+                    rows.sort(key=lambda r: r["seed"])
+                    save(store, FILE)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ class MultiHeadAttention(nn.Module):
 
     def _step_by_step(self, q: Tensor, keep_scores: bool) -> bool:
         # In training the fused kernel would compute the scores, which are at hand, a second time. And where a CPU may
-        # round products to bfloat16, the kernel's many small ones pay for it: 31 ms against 6 (B 32, T 57, 12 heads).
-        rounded = torch.get_float32_matmul_precision() != "highest" and q.device.type == "cpu"
-        return (self.training and keep_scores) or rounded
+        # round products to bfloat16, or computes in it, the kernel's many small ones pay for it: 31 ms against 6 (B 32,
+        # T 57, 12 heads).
+        rounded = torch.get_float32_matmul_precision() != "highest" or q.dtype == torch.bfloat16
+        return (self.training and keep_scores) or (rounded and q.device.type == "cpu")

@@ -138,6 +138,16 @@ class Bert(nn.Module):
         if self.config.pad_token_id is not None:
             self.embeddings.word.weight[self.config.pad_token_id].zero_()
 
+    def set_dropout(self, p: float) -> None:
+        """Set every dropout of the model for training from here on; its config, which is what is saved, stays as it is."""
+        if not 0 <= p < 1:
+            raise UserError(f"p={p} must be at least 0 and below 1; BERT's is 0.1")
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            elif isinstance(module, MultiHeadAttention):
+                module.dropout = p
+
     def forward(
         self,
         ids: Int[Tensor, "B T"],

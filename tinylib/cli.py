@@ -145,8 +145,11 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _precision_option(sub: argparse.ArgumentParser) -> None:
-    text = "of float32 matrix products: medium lets the processor multiply in bfloat16 where it can (default highest)"
-    sub.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help=text)
+    text = (
+        "how far training may round: bfloat16 computes in it, twice as fast on processors that can; high and medium round "
+        "the factors of products only (default highest)"
+    )
+    sub.add_argument("--precision", choices=("highest", "high", "medium", "bfloat16"), default="highest", help=text)
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:

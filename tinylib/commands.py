@@ -44,7 +44,7 @@ def general(args) -> int:
     """Distil a general student from a pretrained teacher, and save it in float16."""
     started, reads = time.perf_counter(), (args.teacher, args.corpus)
     output.place(args.out, reads)
-    torch.set_float32_matmul_precision(args.precision)
+    train.set_precision(args.precision)
     teacher = _load(args.teacher).to(course.device())
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
@@ -78,7 +78,7 @@ def distill(args) -> int:
     started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general) if s]
     output.place(args.out, reads)
     prepared = _prepare(args, args.teacher)
-    torch.set_float32_matmul_precision(args.precision)
+    train.set_precision(args.precision)
     teacher = _classifier(args.teacher, prepared)
     student, projections = _general(args, teacher) if args.general else (None, None)
     chosen = {

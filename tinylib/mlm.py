@@ -25,7 +25,7 @@ from tinylib.bert import Bert
 from tinylib.corpus import Corpus
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
-from tinylib.train import Batch, History, LossFn, fit, loader
+from tinylib.train import PRECISIONS, Batch, History, LossFn, fit, loader, set_precision
 
 SHIPPED = {"minilm-l6": "minilm-l6-mlm"}  # base -> folder of data/models
 DELTA, CARD = "delta.safetensors", "masked_lm.json"
@@ -39,6 +39,7 @@ class Settings:
     steps: int = 2400
     batch_size: int = 32
     lr: float = 3e-4
+    dropout: float = 0.0  # there is more text than it can learn by heart
     share: float = 0.15  # of the tokens that are chosen
     measure_every: int = 500
     validation: int = 512  # held-out sequences
@@ -97,6 +98,7 @@ def train_head(
     model = Bert.from_pretrained(base, head="masked_lm", generator=torch.Generator().manual_seed(settings.seed))
     for parameter in model.embeddings.parameters():
         parameter.requires_grad_(False)
+    model.set_dropout(settings.dropout)
     measure = lambda m, step: {"step": step} | accuracy(m, tokenizer, corpus["validation"], settings)  # noqa: E731
     history = fit(
         model, loader(corpus["train"], settings.batch_size, seed=settings.seed), masked_lm_loss(tokenizer, settings),
@@ -181,9 +183,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("highest", "high", "medium"), default="highest")
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     args = parser.parse_args(argv)
-    torch.set_float32_matmul_precision(args.precision)
+    set_precision(args.precision)
     settings = Settings(steps=args.steps, seed=args.seed)
     try:
         tokenizer, corpus = load_tokenizer(args.base), corpora.load(args.corpus, args.base)
