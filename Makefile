@@ -21,10 +21,10 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast distill notebooks results ablations colab pins clean
+.PHONY: help setup lab test test-fast distill notebooks ablations stage1 colab pins clean
 
 help: ## list these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with everything in it (once; a few minutes)
 
@@ -67,11 +67,11 @@ distill: setup ## run the whole job headless: teach, distil, prune, evaluate; pr
 notebooks: setup ## for maintainers: run all lessons in place (some: make notebooks LESSONS=notebooks/04_*.ipynb)
 	$(BIN)/python notebooks/tools/run.py $(LESSONS)
 
-results: setup ## for maintainers: measure the students over three seeds (an hour or more; resumable)
-	$(BIN)/python benchmarks/students.py
-
 ablations: setup ## for maintainers: what each part of the recipe is worth, over three seeds (hours; resumable)
 	$(BIN)/python benchmarks/ablations.py
+
+stage1: setup ## for maintainers: what makes general distillation better at equal cost (an hour; resumable)
+	$(BIN)/python benchmarks/stage1.py
 
 colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1
 	$(BIN)/python notebooks/tools/colab.py stamp $(if $(REPO),--repo "$(REPO)") $(if $(TAG),--tag "$(TAG)")

@@ -7,24 +7,19 @@ Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --preci
 """
 
 import argparse
-import json
-import platform
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-import torch
-import torch.nn.functional as F
-from filelock import FileLock
-from students import save
+from runs import FOLDER, Results, machine, measured
 
-from tinylib import course, datasets, distill, general, mlm, models, train
+from tinylib import course, distill, general, mlm, models, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.distill import LayerMap, Settings
-from tinylib.metrics import accuracy
 from tinylib.train import Examples
 
-FILE = datasets.data_folder() / "results" / "ablations.json"
+FILE = FOLDER / "ablations.json"
 DATA = ("questions", "movie_reviews")
 N, M = 6, 4  # the layers of the laptop tier's teacher and student
 # The full recipe: one augmented copy of each text, so that an epoch is two passes over as many texts as the data has.
@@ -102,22 +97,6 @@ def equal_steps(settings: Settings, full: Settings) -> Settings:
     )
 
 
-def measured(model: Bert, teacher: Bert, prepared: course.Prepared, seed: int) -> dict:
-    """Return one run's row: accuracy, and how close the student is to its teacher, on validation and test texts together.
-
-    Accuracy counts right and wrong, which a few hundred texts do coarsely; the share of equal verdicts and KL(teacher ‖
-    student) in nats see differences that it cannot.
-    """
-    row, logits = {"seed": seed}, {}
-    for split in ("validation", "test"):
-        logits[split] = [train.predict(m, prepared.encoded[split]) for m in (model, teacher)]
-        row[split] = round(accuracy(prepared.labels[split], logits[split][0].argmax(-1)), 4)
-    said, told = (torch.cat(both) for both in zip(*logits.values(), strict=True))
-    row["agreement"] = round(accuracy(told.argmax(-1), said.argmax(-1)), 4)
-    kl = F.kl_div(said.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True)
-    return row | {"kl": round(kl.item(), 4)}
-
-
 def run(name: str, variant: Variant, seed: int, teacher: Bert, prepared: course.Prepared) -> dict:
     """Train one student and measure it."""
     settings = equal_steps(FULL.replace(**variant.changes), FULL).replace(seed=seed)
@@ -129,18 +108,10 @@ def run(name: str, variant: Variant, seed: int, teacher: Bert, prepared: course.
 def recipe(prepared: course.Prepared) -> dict:
     """Return what decides the runs of a data set; with another recipe they are started anew."""
     return {
-        "data": prepared.fingerprint, "settings": json.loads(json.dumps(asdict(FULL))),
+        "data": prepared.fingerprint, "settings": asdict(FULL),
         "masked_lm": mlm.fingerprint(course.LAPTOP.masked_lm),
         "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
     }  # fmt: skip
-
-
-def stored(data: str, same: dict) -> dict:
-    """Read the file; begin the data set's part anew if it was made by another recipe."""
-    store = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    if store.get(data, {}).get("recipe") != same:
-        store[data] = {"recipe": same, "runs": {}}
-    return store
 
 
 def main() -> None:
@@ -154,23 +125,13 @@ def main() -> None:
     train.set_precision(args.precision)
     for data in args.data:
         prepared = course.prepare(data, base=course.LAPTOP.base)
-        teacher, same = course.teacher(prepared), recipe(prepared)
+        teacher, results = course.teacher(prepared), Results(FILE, data, recipe(prepared))
         reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
-        machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, precision {args.precision}"
-        for seed in args.seeds:
-            for name, variant in variants(FULL).items():
-                done = stored(data, same)[data]["runs"].get(name, [])
-                if (args.only and name not in args.only) or any(row["seed"] == seed for row in done):
-                    continue
+        for seed, (name, variant) in itertools.product(args.seeds, variants(FULL).items()):
+            if (not args.only or name in args.only) and not results.has(name, seed):
                 row = run(name, variant, seed, teacher, prepared)
                 print(f"{data}, {name}: {row}", flush=True)
-                with FileLock(f"{FILE}.lock"):  # another call may have saved in the meantime
-                    store = stored(data, same) | {"command": "python benchmarks/ablations.py", "machine": machine}
-                    store[data]["teacher"] = reference
-                    rows = store[data]["runs"].setdefault(name, [])
-                    rows.append(row)
-                    rows.sort(key=lambda r: r["seed"])
-                    save(store, FILE)
+                results.add(name, row, teacher=reference, machine=machine(args.precision), command="make ablations")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,13 @@ def test_the_kept_scores_give_the_weights_of_pytorchs_layer():
     torch.testing.assert_close(without, out)
 
 
+def test_value_relations_are_the_scaled_products_of_each_heads_values():
+    layer, _ = make_pair(12, 3)
+    (x,) = draw(0, (2, 5, 12))
+    v = layer.value(x).view(2, 5, 3, 4)
+    torch.testing.assert_close(layer.value_relations(x), torch.einsum("bthd,bshd->bhts", v, v) / 4**0.5)
+
+
 @pytest.mark.parametrize("mask", [None, causal_mask(5), torch.zeros(5, 5, dtype=torch.bool)])
 def test_the_fused_path_is_attend(mask):
     layer, _ = make_pair(12, 4)

@@ -80,11 +80,11 @@ def batch(model, lengths=(11, 4, 1, 7), pairs=False):
     return ids, mask, segments
 
 
-def keep_queries_and_keys(encoder):
-    """Record what the query and key projections of a transformers model give; return also what ends it."""
+def keep_projections(encoder):
+    """Record what the query, key and value projections of a transformers model give; return also what ends it."""
     kept, hooks = {}, []
     for m, layer in enumerate(encoder.encoder.layer, start=1):
-        for name in ("query", "key"):
+        for name in ("query", "key", "value"):
             hook = lambda module, inputs, output, place=(m, name): kept.update({place: output})  # noqa: E731
             hooks.append(getattr(layer.attention.self, name).register_forward_hook(hook))
     return kept, lambda: [hook.remove() for hook in hooks]
@@ -92,7 +92,7 @@ def keep_queries_and_keys(encoder):
 
 @torch.no_grad()
 def assert_agreement(ours: Bert, theirs, ids, mask, segments):
-    """Compare every hidden state, the scores before the softmax, the attention after it, and the logits.
+    """Compare every hidden state, the scores before the softmax, the attention after it, the values' relations, the logits.
 
     transformers' fused attention is ours, so padding positions must agree too. Its eager attention, which
     alone returns the weights, is compared where there are real tokens: MiniLM magnifies rounding in the
@@ -100,21 +100,23 @@ def assert_agreement(ours: Bert, theirs, ids, mask, segments):
     """
     L, H = ours.config.num_hidden_layers, ours.config.num_attention_heads
     given = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": segments}
-    kept, remove = keep_queries_and_keys(getattr(theirs, "bert", theirs))
+    kept, remove = keep_projections(getattr(theirs, "bert", theirs))
     theirs.set_attn_implementation("sdpa")
     want = theirs(**given, output_hidden_states=True)
     remove()
     theirs.set_attn_implementation("eager")
     eager = theirs(**given, output_hidden_states=True, output_attentions=True)
-    got = ours(ids, mask, segments, keep_hidden=range(L + 1), keep_scores=range(1, L + 1))
+    each = range(1, L + 1)
+    got = ours(ids, mask, segments, keep_hidden=range(L + 1), keep_scores=each, keep_relations=each)
     far = {}
     for m in range(L + 1):
         far[f"hidden {m}"] = got.hidden_states[m] - want.hidden_states[m]
         far[f"eager hidden {m}"] = (got.hidden_states[m] - eager.hidden_states[m])[mask]
     for m in range(1, L + 1):
         B, T, C = kept[m, "query"].shape
-        q, k = (kept[m, name].view(B, T, H, C // H) for name in ("query", "key"))
+        q, k, v = (kept[m, name].view(B, T, H, C // H) for name in ("query", "key", "value"))
         far[f"scores {m}"] = got.scores[m] - torch.einsum("bthd,bshd->bhts", q, k) / (C // H) ** 0.5
+        far[f"relations {m}"] = got.relations[m] - torch.einsum("bthd,bshd->bhts", v, v) / (C // H) ** 0.5
         weights = got.scores[m].masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
         far[f"weights {m}"] = (weights - eager.attentions[m - 1]).transpose(1, 2)[mask]
     if got.logits is not None:
@@ -299,11 +301,13 @@ def test_only_what_is_asked_for_is_kept():
     plain = ours(ids, mask)
     assert plain.hidden_states == {}
     assert plain.scores == {}
+    assert plain.relations == {}
     assert plain.logits is None
-    kept = ours(ids, mask, keep_hidden=(0, 2), keep_scores={3})
+    kept = ours(ids, mask, keep_hidden=(0, 2), keep_scores={3}, keep_relations={1})
     assert sorted(kept.hidden_states) == [0, 2]
     assert sorted(kept.scores) == [3]
-    assert kept.scores[3].shape == (4, 4, 11, 11)
+    assert sorted(kept.relations) == [1]
+    assert kept.scores[3].shape == kept.relations[1].shape == (4, 4, 11, 11)
     assert torch.equal(kept.hidden, plain.hidden)  # asking changes nothing
 
 
@@ -341,6 +345,7 @@ def test_gradients_reach_every_parameter_of_a_classifier():
         ({"keep_hidden": (-1,)}, "layer -1"),
         ({"keep_scores": (0,)}, "keep_scores asks for layer 0, but this model has layers 1 to 3"),
         ({"keep_scores": (1, 4)}, "layer 4"),
+        ({"keep_relations": (0,)}, "keep_relations asks for layer 0, but this model has layers 1 to 3"),
     ],
 )
 def test_a_layer_that_is_not_there_is_refused(asked, words):
@@ -569,3 +574,15 @@ def test_bert_and_its_config_load_without_transformers():
         "sys.exit(any(name in sys.modules for name in ('transformers', 'datasets', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_set_dropout_reaches_every_dropout_and_leaves_the_config():
+    config = BertConfig(**SMALL)
+    model = Bert(config, torch.Generator().manual_seed(0)).train()
+    ids = torch.randint(5, config.vocab_size, (2, 7), generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(model(ids).hidden, model(ids).hidden), "BERT's own dropout is on"
+    model.set_dropout(0.0)
+    assert torch.equal(model(ids).hidden, model(ids).hidden)
+    assert model.config.hidden_dropout_prob == 0.1
+    with pytest.raises(UserError, match=r"p=1\.0 must be at least 0 and below 1"):
+        model.set_dropout(1.0)

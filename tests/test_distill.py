@@ -14,6 +14,7 @@ from tinylib import distill, layers
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
+from tinylib.losses import value_relation_loss
 from tinylib.student import STARTS, explained, new_student, svd_basis
 from tinylib.text import Encoded
 from tinylib.train import Examples, loader
@@ -342,6 +343,23 @@ def test_the_intermediate_losses_are_the_sums_over_the_mapped_layers(teacher):
     torch.testing.assert_close(got, {"hidden": 0.5 * wanted["hidden"], "attention": 3 * wanted["attention"]})
 
 
+def test_value_relations_can_take_the_place_of_the_scores(teacher):
+    student, layer_map = small_student(teacher).eval(), LayerMap([2, 3])
+    batch = next(iter(loader(examples(), 5)))
+    given = batch["ids"], batch["mask"], batch["segments"]
+    said, told = (model(*given, keep_relations=(1, 2, 3)[:n]).relations for model, n in ((student, 2), (teacher, 3)))
+    wanted = {("attention", m): value_relation_loss(said[m], told[layer_map(m)], batch["mask"]) for m in (1, 2)}
+    pair = distill.Distiller(student, distill.Projections(16, 24, 2, generator=generator()))
+    weights = distill.Weights(embedding=0.0, hidden=0.0, attention_on="values")
+    assert layers.Wanted.by(layer_map, weights) == layers.Wanted((), (), (1, 2), (), (), (2, 3)), "more than is needed"
+    torch.testing.assert_close(layers.matching_loss(teacher, layer_map, weights, by_layer=True)(pair, batch), wanted)
+
+
+def test_an_unknown_kind_of_attention_loss_is_refused():
+    with pytest.raises(UserError, match="attention_on='keys' is not one of scores, probabilities, values"):
+        distill.Weights(attention_on="keys")
+
+
 def test_each_layer_and_the_embeddings_have_a_projection_of_their_own():
     project = distill.Projections(16, 24, 2, generator=generator())
     assert [tuple(p.shape) for p in project.parameters()] == [(24, 16)] * 3
@@ -387,6 +405,20 @@ def test_cached_teacher_outputs_are_the_live_ones_within_half_precision(teacher)
     assert distill.TeacherOutputs.bytes_needed(teacher, data, (0, 2, 3), (2, 3)) == 2 * numbers
 
 
+def test_cached_scores_and_value_relations_are_told_apart(teacher):
+    data = examples()
+    cached = distill.TeacherOutputs(teacher, data, (), (2,), (1, 3))
+    for batch in loader(data, 5):
+        live = distill.teacher_forward(teacher, batch, (), (2,), (1, 3))
+        told = cached.batch(batch["rows"].tolist(), batch["ids"].shape[1], batch["ids"].device)
+        pairs = (batch["mask"][:, :, None] & batch["mask"][:, None, :])[:, None]
+        for ours, theirs in ((told.scores, live.scores), (told.relations, live.relations)):
+            assert ours.keys() == theirs.keys()
+            for layer in ours:
+                torch.testing.assert_close(ours[layer], theirs[layer].masked_fill(~pairs, 0.0), atol=2e-3, rtol=1e-3)
+    assert distill.TeacherOutputs.bytes_needed(teacher, data, (), (2,), (1, 3)) == 2 * sum(x.numel() for x in cached.scores)
+
+
 SHORT = distill.Settings(
     student="2x16",
     epochs_intermediate=12,
@@ -424,8 +456,17 @@ def test_both_steps_lower_every_loss_and_keep_the_callers_random_state(teacher, 
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
 
 
-def test_live_and_cached_teachers_train_alike(teacher):
-    short = SHORT.replace(epochs_intermediate=3, epochs_prediction=1)
+def test_a_student_learns_the_teachers_value_relations(teacher):
+    alone = SHORT.replace(weights=distill.Weights(embedding=0.0, hidden=0.0, attention_on="values"))
+    _, history = distill.distill_intermediate(teacher, small_student(teacher, "random"), examples(), alone)
+    values = history.losses["attention"]
+    assert sum(values[-6:]) < 0.8 * sum(values[:6])
+
+
+@pytest.mark.parametrize("attention_on", ["scores", "probabilities", "values"])
+def test_live_and_cached_teachers_train_alike(teacher, attention_on):
+    weights = distill.Weights(attention_on=attention_on)
+    short = SHORT.replace(epochs_intermediate=3, epochs_prediction=1, weights=weights)
     runs = []
     for cache_gb in (3.0, 0.0):
         result = distill.distill(

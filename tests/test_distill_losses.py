@@ -1,5 +1,7 @@
-"""soft_target_loss: its properties for any logits, and agreement with the KL written out, torch and differences."""
+"""The losses that are KL divergences, soft_target_loss and value_relation_loss: their properties for any logits or relations,
+and agreement with the KL written out, torch and differences."""
 
+import inspect
 import math
 
 import hypothesis.strategies as st
@@ -11,6 +13,7 @@ from torch import nn
 
 from tinylib.distill import soft_target_loss
 from tinylib.errors import UserError
+from tinylib.losses import value_relation_loss
 from tinylib.widgets import temperature_explorer
 
 SIZES = {"B": st.integers(1, 6), "K": st.integers(2, 9), "seed": st.integers(0, 10_000)}
@@ -209,6 +212,110 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 def test_logits_of_different_shapes_are_refused():
     with pytest.raises(Exception, match=r"(?i)shape|size|K"):  # the signature is checked in tests
         soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+# -- value relations -------------------------------------------------------------------------------------------
+
+SHAPES = {"B": st.integers(1, 3), "H": st.integers(1, 3), "T": st.integers(2, 6), "seed": st.integers(0, 10_000)}
+
+
+def relations(B, H, T, seed):
+    """Give student's and teacher's relations in float64, and which tokens are real: all of the first text."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, T + 1, (B,), generator=g)
+    lengths[0] = T
+    return *torch.randn(2, B, H, T, T, generator=g, dtype=torch.float64), torch.arange(T) < lengths[:, None]
+
+
+def by_loops(student, teacher, mask):
+    """Give the mean of torch's KL over heads and real queries, one row of real keys at a time."""
+    kl, found = nn.KLDivLoss(reduction="sum"), []
+    for b, n in enumerate(mask.sum(1).tolist()):
+        for h in range(student.shape[1]):
+            for i in range(n):
+                found.append(kl(student[b, h, i, :n].log_softmax(-1), teacher[b, h, i, :n].softmax(-1)).item())
+    return sum(found) / len(found)
+
+
+def fill_padding(x, mask, value):
+    """Give a copy with ``value`` wherever a padding token has a part."""
+    return x.masked_fill(~(mask[:, :, None] & mask[:, None, :])[:, None], value)
+
+
+@each_size
+@given(**SHAPES)
+def test_value_relations_cost_nothing_at_equality_and_something_elsewhere(B, H, T, seed):
+    student, teacher, mask = relations(B, H, T, seed)
+    leaf = teacher.clone().requires_grad_()
+    loss = value_relation_loss(leaf, teacher, mask)
+    assert loss.abs() < 1e-12
+    assert torch.autograd.grad(loss, leaf)[0].abs().max() < 1e-12
+    assert value_relation_loss(student, teacher, mask) > 0
+    assert value_relation_loss(student + torch.randn(B, H, T, 1), student, mask).abs() < 1e-12, "no softmax sees a shift"
+
+
+@each_size
+@given(**SHAPES)
+def test_value_relations_cost_the_mean_kl_that_loops_give(B, H, T, seed):
+    student, teacher, mask = relations(B, H, T, seed)
+    got = value_relation_loss(student, teacher, mask)
+    assert got.item() == pytest.approx(by_loops(student, teacher, mask), rel=1e-9, abs=1e-12)
+    whole = value_relation_loss(student, teacher)
+    assert whole.item() == pytest.approx(by_loops(student, teacher, torch.ones_like(mask)), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("junk", [0.0, 7.0, -1e30, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
+def test_padding_changes_neither_value_relation_loss_nor_gradient(junk, dtype):
+    student, teacher, mask = relations(3, 2, 5, 1)
+    wanted = value_relation_loss(student.requires_grad_(), teacher, mask.to(dtype))
+    (wanted_gradient,) = torch.autograd.grad(wanted, student)
+    dirty = fill_padding(student.detach(), mask, junk).requires_grad_()
+    got = value_relation_loss(dirty, fill_padding(teacher, mask, -junk), mask.to(dtype))
+    (gradient,) = torch.autograd.grad(got, dirty)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(gradient, wanted_gradient)
+    assert torch.equal(fill_padding(gradient, mask, 0.0), gradient), "a gradient reaches the padding"
+    wide = [F.pad(x.detach(), (0, 3, 0, 3), value=junk) for x in (student, teacher)]
+    torch.testing.assert_close(value_relation_loss(*wide, F.pad(mask, (0, 3))), wanted.detach())
+
+
+def test_the_gradient_of_value_relations_is_the_difference_of_the_softmaxes():
+    student, teacher, _ = relations(2, 3, 4, 0)
+    student.requires_grad_()
+    (gradient,) = torch.autograd.grad(value_relation_loss(student, teacher), student)
+    torch.testing.assert_close(gradient, (student.softmax(-1) - teacher.softmax(-1)).detach() / (2 * 3 * 4))
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    assert torch.autograd.gradcheck(lambda x: value_relation_loss(x, teacher, mask), student)
+
+
+def test_the_teachers_value_relations_get_no_gradient():
+    student, teacher, mask = relations(2, 3, 4, 0)
+    value_relation_loss(student.requires_grad_(), teacher.requires_grad_(), mask).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_value_relations_of_padding_alone_cost_nothing():
+    student, teacher, mask = relations(2, 3, 4, 0)
+    assert value_relation_loss(student, teacher, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_relations_in_bfloat16_are_compared_in_float32():
+    teacher, _, mask = (x.float() if x.is_floating_point() else x for x in relations(4, 4, 6, 0))
+    teacher = teacher.bfloat16()
+    student = (teacher + teacher.roll(1) / 16).bfloat16()
+    got = value_relation_loss(student, teacher, mask)
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(by_loops(student.double(), teacher.double(), mask), rel=1e-4)
+
+
+def test_wrong_shapes_of_value_relations_are_refused_with_a_sentence():
+    student, teacher, mask = relations(2, 3, 4, 0)
+    with pytest.raises(UserError, match="value_relation_loss.*as many heads"):
+        inspect.unwrap(value_relation_loss)(student, teacher[:, :2], mask)  # as users call it, without the shapes' check
+    with pytest.raises(UserError, match=r"value_relation_loss: mask has shape \(2, 3\).*\(2, 4\)"):
+        value_relation_loss(student, teacher, mask[:, :3])
 
 
 # -- the lesson's widget ---------------------------------------------------------------------------------------

@@ -158,3 +158,12 @@ def test_a_head_that_is_not_shipped_is_a_sentence_with_the_remedy(tmp_path, monk
     for ask in (mlm.shipped, mlm.fingerprint):
         with pytest.raises(UserError, match=r"minilm-l6 has no masked-LM head yet; train one.*python -m tinylib.mlm"):
             ask("minilm-l6")
+
+
+def test_the_card_of_a_delta_and_of_a_model_with_its_own_head(base, tmp_path, monkeypatch):
+    model = Bert.from_pretrained(base, head="masked_lm", generator=generator())
+    mlm.save_delta(model, str(base), tmp_path / "head", {"seconds": 3})
+    monkeypatch.setattr(mlm.models, "shipped_folder", lambda: tmp_path)
+    monkeypatch.setitem(mlm.SHIPPED, "minilm-l6", "head")
+    assert mlm.card("minilm-l6") == {"base": str(base), "seconds": 3}
+    assert mlm.card(str(base)) is None

@@ -389,3 +389,63 @@ def test_progress_is_shown_where_it_is_asked_for(capfd):
     assert "measuring" in shown
     assert "teaching" in shown
     assert "loss=" in shown
+
+
+# Precision
+
+
+@pytest.fixture
+def bfloat16():
+    """Train under autocast for one test."""
+    train.set_precision("bfloat16")
+    yield
+    train.set_precision("highest")
+
+
+def test_bfloat16_trains_in_it_and_leaves_the_model_as_it_was(bfloat16, tmp_path):
+    seen = []
+
+    def losses(own, batch):
+        out = own(batch["ids"], batch["mask"], batch["segments"], keep_scores=(1,))
+        seen.append((out.scores[1].dtype, torch.is_autocast_enabled("cpu")))
+        return {"labels": nn.functional.cross_entropy(out.logits.float(), batch["labels"])}
+
+    own, batches = model(), train.loader(examples(), batch_size=8, seed=5)
+    history = train.fit(own, batches, losses, epochs=12, lr=5e-3, seed=3)
+    assert set(seen) == {(torch.bfloat16, True)}
+    assert sum(history.losses["loss"][-6:]) < 0.5 * sum(history.losses["loss"][:6])
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+    assert own(*(batches.dataset.collate([0, 1])[name] for name in ("ids", "mask"))).logits.dtype == torch.float32
+
+
+def test_a_bfloat16_run_resumes_to_the_same_weights(bfloat16, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(own, step):
+        if step == 9:
+            raise Stop
+
+    whole, halved = model(), model()
+    run(whole, checkpoint=tmp_path / "whole.safetensors")
+    with pytest.raises(Stop):
+        run(halved, checkpoint=tmp_path / "halved.safetensors", checkpoint_every=4, after_step=stop)
+    halved = model(seed=7)
+    run(halved, checkpoint=tmp_path / "halved.safetensors", checkpoint_every=4)
+    assert same(whole, halved)
+
+
+def test_another_precision_than_the_four_is_refused():
+    with pytest.raises(UserError, match=r"precision='half' is not one of highest, high, medium, bfloat16"):
+        train.set_precision("half")
+
+
+def test_precisions_are_told_apart():
+    weights = {}
+    for name in ("highest", "bfloat16", "highest"):
+        train.set_precision(name)
+        own = model()
+        run(own)
+        weights.setdefault(name, []).append(own.embeddings.word.weight.detach().clone())
+    assert torch.equal(*weights["highest"]), "a run in bfloat16 between them changes nothing"
+    assert not torch.equal(weights["highest"][0], weights["bfloat16"][0])

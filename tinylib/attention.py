@@ -101,6 +101,11 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape
         return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
 
+    def value_relations(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T T"]:
+        """Return v·vᵀ/√D, how alike the values of each head are, before mask and softmax (Wang et al. 2020, eq. 6)."""
+        v = self.split(self.value(x))
+        return attention_scores(v, v)
+
     def forward(
         self,
         x: Float[Tensor, "B T C"],

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ class BertOutput:
     logits: Tensor | None  # (B, labels) or (B, T, V), None without a head
     hidden_states: dict[int, Tensor]  # layer -> (B, T, C); 0 is the embedding output
     scores: dict[int, Tensor]  # layer -> (B, H, T, T), before mask and softmax
+    relations: dict[int, Tensor] = field(default_factory=dict)  # layer -> (B, H, T, T), v·vᵀ/√D before mask and softmax
 
 
 class Embeddings(nn.Module):
@@ -155,15 +156,17 @@ class Bert(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         keep_hidden: Collection[int] = (),
         keep_scores: Collection[int] = (),
+        keep_relations: Collection[int] = (),
     ) -> BertOutput:
         """Run the encoder and its head.
 
         ids: token ids; mask: True = real token (None: all); segments: 0 = first text (None: all), 1 = second.
         keep_hidden: layers 0…L whose output is returned; keep_scores: layers 1…L whose attention scores are
-        returned (the other layers run PyTorch's fused attention and never hold them).
+        returned (the other layers run PyTorch's fused attention and never hold them); keep_relations: layers 1…L
+        whose value relations are returned (``MultiHeadAttention.value_relations``).
         Raises UserError for a layer that is not there and for more tokens than the model has positions.
         """
-        out = self.encode(ids, mask, segments, keep_hidden, keep_scores)
+        out = self.encode(ids, mask, segments, keep_hidden, keep_scores, keep_relations)
         return replace(out, logits=self._logits(out.hidden))
 
     def encode(
@@ -173,20 +176,24 @@ class Bert(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         keep_hidden: Collection[int] = (),
         keep_scores: Collection[int] = (),
+        keep_relations: Collection[int] = (),
     ) -> BertOutput:
         """Run the encoder alone: ``forward`` without the head (whose cost over a vocabulary can exceed the encoder's)."""
-        self._check_layers(keep_hidden, keep_scores)
+        self._check_layers(keep_hidden=keep_hidden, keep_scores=keep_scores, keep_relations=keep_relations)
         x = self.embeddings(ids, segments)
         keys = None if mask is None else mask[:, None, None, :]  # a padding key must get no weight
         hidden_states = {0: x} if 0 in keep_hidden else {}
         scores: dict[int, Tensor] = {}
+        relations: dict[int, Tensor] = {}
         for m, layer in enumerate(self.layers, start=1):
+            if m in keep_relations:  # the layer itself keeps no values, so they are computed once more
+                relations[m] = layer.attention.value_relations(x)
             x, layer_scores = layer(x, keys, m in keep_scores)
             if m in keep_hidden:
                 hidden_states[m] = x
             if layer_scores is not None:
                 scores[m] = layer_scores
-        return BertOutput(x, None, hidden_states, scores)
+        return BertOutput(x, None, hidden_states, scores, relations)
 
     def token_logits(self, hidden: Float[Tensor, "... C"]) -> Float[Tensor, "... V"]:
         """Return the masked-LM head's logits over the vocabulary at the given places only."""
@@ -194,9 +201,10 @@ class Bert(nn.Module):
         # tied: the output matrix is the table of input embeddings
         return F.linear(self.lm_norm(transformed), self.embeddings.word.weight, self.lm_bias)
 
-    def _check_layers(self, keep_hidden: Collection[int], keep_scores: Collection[int]) -> None:
+    def _check_layers(self, **asked: Collection[int]) -> None:
         L = len(self.layers)
-        for name, wanted, lowest in (("keep_hidden", keep_hidden, 0), ("keep_scores", keep_scores, 1)):
+        for name, wanted in asked.items():
+            lowest = 0 if name == "keep_hidden" else 1  # the embeddings attend to nothing
             for m in wanted:
                 if not lowest <= m <= L:
                     raise UserError(f"{name} asks for layer {m}, but this model has layers {lowest} to {L}")

@@ -38,7 +38,7 @@ class Tier:
 
 LAPTOP = Tier(
     "laptop", "minilm-l6", "movie_reviews", teacher_epochs=3, teacher_lr=5e-5,
-    settings=distill.Settings(start="teacher"),
+    settings=distill.Settings(),
 )  # fmt: skip
 GPU = Tier(
     "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,

@@ -105,7 +105,7 @@ def distill_intermediate(
     if projections is None:
         projections = first_projections(teacher, student.config, settings.start, settings.seed)
     wanted, cached = Wanted.by(layer_map, settings.weights), None
-    layers = wanted.teacher_hidden, wanted.teacher_scores
+    layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
     if settings.epochs_intermediate and TeacherOutputs.bytes_needed(teacher, examples, *layers) <= settings.cache_gb * 1e9:
         cached = TeacherOutputs(teacher, examples, *layers)
     losses = matching_loss(teacher, layer_map, settings.weights, cached)

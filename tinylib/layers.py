@@ -93,14 +93,18 @@ class Distiller(nn.Module):
         self.student, self.projections = student, projections
 
 
-def teacher_forward(teacher: Bert, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = ()) -> BertOutput:
+def teacher_forward(
+    teacher: Bert, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
+) -> BertOutput:
     """Run the teacher as a teacher must run: in evaluation mode (no dropout) and without a graph."""
     if teacher.training:
         raise UserError(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
         )
     with torch.inference_mode():
-        return teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores)
+        return teacher(
+            batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores, keep_relations=relations
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class Weights:
     embedding: float = 1.0
     hidden: float = 1.0
     attention: float = 1.0
-    attention_on: str = "scores"  # before the softmax, as the paper does, or "probabilities" after it
+    # "scores" before the softmax, as the paper does, "probabilities" after it, or "values": MiniLM's value relations
+    attention_on: str = "scores"
 
     def __post_init__(self):
         if self.attention_on not in ATTENTION:
@@ -131,7 +136,8 @@ def losses_by_layer(
         if weights.hidden:
             found["hidden", m] = hidden_loss(project(m, student.hidden_states[m]), teacher.hidden_states[n], mask)
         if weights.attention:
-            found["attention", m] = ATTENTION[weights.attention_on](student.scores[m], teacher.scores[n], mask)
+            said, told = (out.relations if weights.attention_on == "values" else out.scores for out in (student, teacher))
+            found["attention", m] = ATTENTION[weights.attention_on](said[m], told[n], mask)
     return found
 
 
@@ -147,38 +153,41 @@ def intermediate_losses(
 
 
 class TeacherOutputs:
-    """A teacher's hidden states and scores for every text, computed once and kept in float16.
+    """A teacher's hidden states, scores and value relations for every text, computed once and kept in float16.
 
     ``batch(rows)`` pads them like the texts. Sentences differ in length, so each row is kept at its own.
     """
 
-    def __init__(self, teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int]):
-        self.hidden_layers, self.score_layers = tuple(hidden), tuple(scores)
+    def __init__(
+        self, teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
+    ):
+        self.hidden_layers, self.score_layers, self.relation_layers = tuple(hidden), tuple(scores), tuple(relations)
         self.hidden: list[Tensor] = [torch.empty(0)] * len(examples)
-        self.scores: list[Tensor] = [torch.empty(0)] * len(examples)
+        self.scores: list[Tensor] = [torch.empty(0)] * len(examples)  # and the relations, which have the same shape
         device = next(teacher.parameters()).device
         for batch in tqdm(loader(examples, 64, shuffle=False), desc="teacher outputs", unit="batch", leave=False):
-            out = teacher_forward(
-                teacher, {k: v.to(device) for k, v in batch.items()}, self.hidden_layers, self.score_layers
-            )
+            out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, hidden, scores, relations)
+            square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
             for i, (row, mask) in enumerate(zip(batch["rows"].tolist(), batch["mask"], strict=True)):
                 n = int(mask.sum())
                 if hidden:
                     self.hidden[row] = (
                         torch.stack([out.hidden_states[m][i, :n] for m in self.hidden_layers]).half().cpu()
                     )
-                if scores:
-                    self.scores[row] = (
-                        torch.stack([out.scores[m][i, :, :n, :n] for m in self.score_layers]).half().cpu()
-                    )
+                if square:
+                    self.scores[row] = torch.stack([pairs[i, :, :n, :n] for pairs in square]).half().cpu()
 
     @staticmethod
-    def bytes_needed(teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int]) -> int:
+    def bytes_needed(
+        teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
+    ) -> int:
         """Return the memory that the outputs would take: 2 bytes a number."""
         n = examples.lengths
         states = n.sum() * teacher.config.hidden_size * len(hidden)
-        return 2 * int(states + n.square().sum() * teacher.config.num_attention_heads * len(scores))
+        pairs = n.square().sum() * teacher.config.num_attention_heads * (len(scores) + len(relations))
+        return 2 * int(states + pairs)
 
+    @torch.autocast("cpu", enabled=False)  # it cannot stack float16, and nothing is computed here
     def batch(self, rows: Sequence[int], length: int, device: torch.device) -> BertOutput:
         """Return the outputs of some rows, padded with zeros to ``length`` tokens."""
         hidden = (
@@ -186,15 +195,17 @@ class TeacherOutputs:
             if self.hidden_layers
             else []
         )
-        scores = []
-        if self.score_layers:
-            scores = [
+        square = []
+        if self.score_layers or self.relation_layers:
+            square = [
                 F.pad(s, (0, length - s.shape[-1], 0, length - s.shape[-1])) for s in (self.scores[r] for r in rows)
             ]
-        stack = lambda parts, layers: (  # noqa: E731
-            dict(zip(layers, torch.stack(parts, dim=1).to(device).float(), strict=True)) if layers else {}
-        )
-        return BertOutput(torch.empty(0), None, stack(hidden, self.hidden_layers), stack(scores, self.score_layers))
+        by_layer = lambda parts: torch.stack(parts, dim=1).to(device).float() if parts else ()  # noqa: E731
+        states, square, S = by_layer(hidden), by_layer(square), len(self.score_layers)
+        return BertOutput(
+            torch.empty(0), None, dict(zip(self.hidden_layers, states, strict=True)),
+            dict(zip(self.score_layers, square[:S], strict=True)), dict(zip(self.relation_layers, square[S:], strict=True)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,16 +214,20 @@ class Wanted:
 
     hidden: tuple[int, ...]
     scores: tuple[int, ...]
+    relations: tuple[int, ...]
     teacher_hidden: tuple[int, ...]
     teacher_scores: tuple[int, ...]
+    teacher_relations: tuple[int, ...]
 
     @classmethod
     def by(cls, layer_map: LayerMap, weights: Weights) -> "Wanted":
         """Read them off the weights: nothing is kept for a loss that is left out."""
         layers = tuple(range(1, len(layer_map) + 1))
         hidden = ((0,) if weights.embedding else ()) + (layers if weights.hidden else ())
-        scores = layers if weights.attention else ()
-        return cls(hidden, scores, *(tuple(sorted({layer_map(m) for m in own})) for own in (hidden, scores)))
+        attention = layers if weights.attention else ()
+        scores, relations = ((), attention) if weights.attention_on == "values" else (attention, ())
+        own = hidden, scores, relations
+        return cls(*own, *(tuple(sorted({layer_map(m) for m in layers})) for layers in own))
 
 
 def matching_loss(
@@ -226,10 +241,13 @@ def matching_loss(
         if cached:
             told = cached.batch(batch["rows"].tolist(), batch["ids"].shape[1], batch["ids"].device)
         else:
-            told = teacher_forward(teacher, batch, wanted.teacher_hidden, wanted.teacher_scores)
+            told = teacher_forward(
+                teacher, batch, wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
+            )
         said = pair.student(
-            batch["ids"], batch["mask"], batch["segments"], keep_hidden=wanted.hidden, keep_scores=wanted.scores
-        )
+            batch["ids"], batch["mask"], batch["segments"],
+            keep_hidden=wanted.hidden, keep_scores=wanted.scores, keep_relations=wanted.relations,
+        )  # fmt: skip
         return measure(said, told, batch["mask"], layer_map, pair.projections, weights)
 
     return losses

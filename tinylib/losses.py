@@ -4,6 +4,7 @@ Equation numbers are those of Jiao et al. 2020 (arXiv 1909.10351v5) unless anoth
 real tokens (or pairs of real tokens) only, so padding changes nothing.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -78,7 +79,35 @@ def attention_probability_loss(
     return attention_loss(student, teacher, mask)
 
 
-ATTENTION = {"scores": attention_loss, "probabilities": attention_probability_loss}
+def value_relation_loss(
+    student_relations: Float[Tensor, "B H T T"], teacher_relations: Float[Tensor, "B H T T"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return KL(teacher ‖ student) of the softmaxed value relations, the mean over heads and real queries.
+
+    Wang et al. 2020 (MiniLM, arXiv 2002.10957), eqs. 6 to 8, there of the last layer alone. What is compared are v·vᵀ/√D of
+    each head (``Bert.forward(keep_relations=…)``), of any head width D. ``mask`` (B, T): True or 1 = real token; None: all are.
+    """
+    _same_shape("value_relation_loss", student_relations, teacher_relations, HEADS)
+    _check_mask("value_relation_loss", mask, student_relations[:, 0])
+    student, teacher = (_log_softmax(x, mask) for x in (student_relations, teacher_relations.detach()))
+    divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    B, H, T, _ = student_relations.shape
+    queries = B * T if mask is None else mask.bool().sum().clamp(min=1)
+    return divergence / (H * queries)
+
+
+def _log_softmax(relations: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the log of the softmax over real keys; the row of a query that is padding comes out the same for all."""
+    # rounded to bfloat16, a log of −5 would be off by up to 0.016: as much as the divergence of two models that are alike
+    relations = relations.to(torch.promote_types(relations.dtype, torch.float32))
+    if mask is not None:
+        pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
+        # finite, since 0·(−inf) is NaN, and before the softmax, since the padding may hold NaN
+        relations = relations.masked_fill(~pairs, torch.finfo(relations.dtype).min)
+    return relations.log_softmax(-1)
+
+
+ATTENTION = {"scores": attention_loss, "probabilities": attention_probability_loss, "values": value_relation_loss}
 
 
 def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

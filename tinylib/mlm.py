@@ -160,6 +160,13 @@ def shipped(base: str = "minilm-l6") -> Bert:
     return Bert.from_pretrained(base, head="masked_lm")
 
 
+def card(base: str = "minilm-l6") -> dict | None:
+    """Return what the card of the shipped head says (settings, corpus, accuracy as it went); None for a model with its own."""
+    if base not in SHIPPED:
+        return None
+    return json.loads((_delta_folder(base) / CARD).read_text(encoding="utf-8"))
+
+
 def fingerprint(base: str) -> str:
     """Return what tells one masked LM from another: the sha256 of the shipped delta, or the name."""
     return models.sha256_of(_delta_folder(base) / DELTA) if base in SHIPPED else base

@@ -1,0 +1,74 @@
+"""What the long measurements share: how a student is measured, and a results file that may be added to at any time."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+
+from tinylib import course, datasets, train
+from tinylib.bert import Bert
+from tinylib.metrics import accuracy
+
+FOLDER = datasets.data_folder() / "results"
+
+
+def measured(model: Bert, teacher: Bert, prepared: course.Prepared, seed: int) -> dict:
+    """Return one run's row: accuracy, and how close the student is to its teacher, on validation and test texts together.
+
+    Accuracy counts right and wrong, which a few hundred texts do coarsely; the share of equal verdicts and KL(teacher ‖
+    student) in nats see differences that it cannot.
+    """
+    row, logits = {"seed": seed}, {}
+    for split in ("validation", "test"):
+        logits[split] = [train.predict(m, prepared.encoded[split]) for m in (model, teacher)]
+        row[split] = round(accuracy(prepared.labels[split], logits[split][0].argmax(-1)), 4)
+    said, told = (torch.cat(both) for both in zip(*logits.values(), strict=True))
+    row["agreement"] = round(accuracy(told.argmax(-1), said.argmax(-1)), 4)
+    kl = F.kl_div(said.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True)
+    return row | {"kl": round(kl.item(), 4)}
+
+
+def machine(precision: str) -> str:
+    """Return the class of this machine, to be told beside what was measured on it."""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads a run, {precision} precision, torch {torch.__version__}"
+
+
+def save(store: dict, file: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(f"{file}.tmp")
+    aside.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+class Results:
+    """Runs in a JSON file: part (a data set) -> name -> a row a seed. A part that another recipe made begins anew.
+
+    Several processes may add to one file.
+    """
+
+    def __init__(self, file: Path, part: str, recipe: dict):
+        self.file, self.part, self.recipe = file, part, json.loads(json.dumps(recipe))  # tuples as JSON reads them back
+
+    def has(self, name: str, seed: int) -> bool:
+        """Tell whether a run is in the file."""
+        return any(row["seed"] == seed for row in self._read()[self.part]["runs"].get(name, []))
+
+    def add(self, name: str, row: dict, **more) -> None:
+        """Add a run's row, and what else is to be said of the part."""
+        with FileLock(f"{self.file}.lock"):
+            store = self._read()
+            part = store[self.part]
+            part |= more
+            rows = part["runs"].setdefault(name, [])
+            part["runs"][name] = sorted([r for r in rows if r["seed"] != row["seed"]] + [row], key=lambda r: r["seed"])
+            save(store, self.file)
+
+    def _read(self) -> dict:
+        store = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        if store.get(self.part, {}).get("recipe") != self.recipe:
+            store[self.part] = {"recipe": self.recipe, "runs": {}}
+        return store

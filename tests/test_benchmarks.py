@@ -1,0 +1,52 @@
+"""The long measurements' small parts: a results file that can be added to, and runs of as many steps as the full recipe's."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablations
+import runs
+
+RECIPE = {"data": "abc", "settings": {"layer_map": (2, 3)}}
+
+
+def test_a_results_file_holds_a_row_a_seed_and_remembers_them(tmp_path):
+    results = runs.Results(tmp_path / "r.json", "reviews", RECIPE)
+    assert not results.has("full", 1)
+    results.add("full", {"seed": 1, "kl": 0.2}, machine="a CPU")
+    results.add("full", {"seed": 0, "kl": 0.3}, machine="a CPU")
+    results.add("full", {"seed": 1, "kl": 0.1}, machine="a CPU")
+    again = runs.Results(tmp_path / "r.json", "reviews", RECIPE)
+    assert again.has("full", 0)
+    assert again.has("full", 1)
+    assert not again.has("full", 2)
+    part = json.loads((tmp_path / "r.json").read_text())["reviews"]
+    assert part["runs"] == {"full": [{"seed": 0, "kl": 0.3}, {"seed": 1, "kl": 0.1}]}
+    assert part["machine"] == "a CPU"
+
+
+def test_another_recipe_begins_its_own_part_anew_and_no_other(tmp_path):
+    file = tmp_path / "r.json"
+    for part in ("reviews", "questions"):
+        runs.Results(file, part, RECIPE).add("full", {"seed": 0})
+    changed = runs.Results(file, "reviews", RECIPE | {"data": "xyz"})
+    assert not changed.has("full", 0)
+    changed.add("full", {"seed": 1})
+    assert not runs.Results(file, "reviews", RECIPE).has("full", 1)
+    assert runs.Results(file, "questions", RECIPE).has("full", 0)
+
+
+@pytest.mark.parametrize("name", list(ablations.variants(ablations.FULL)))
+def test_every_ablation_takes_as_many_steps_as_the_full_recipe(name):
+    full, variant = ablations.FULL, ablations.variants(ablations.FULL)[name]
+    chosen = ablations.equal_steps(full.replace(**variant.changes), full)
+
+    def texts(s):  # read in all epochs, in units of the data
+        return (1 + s.augment) * (s.epochs_intermediate + s.epochs_prediction)
+
+    assert texts(chosen) == texts(full)
+    differing = {f for f in vars(full) if getattr(full.replace(**variant.changes), f) != getattr(full, f)}
+    assert differing == set(variant.changes), "a row that changes nothing would be the full recipe under another name"
