@@ -7,6 +7,8 @@ Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --preci
 """
 
 import argparse
+import copy
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -36,9 +38,30 @@ class Variant:
     paper: str | None = None  # the row of the paper's tables 2 and 3 that asks the same
 
 
+@functools.lru_cache(maxsize=1)
+def _matched(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    student, projections = distill.first_student(teacher, settings)
+    distill.distill_intermediate(teacher, student, examples, settings, projections=projections)
+    return student
+
+
+def matched(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    """Return a student after the intermediate step; rows that share it and follow each other run it once."""
+    return copy.deepcopy(_matched(teacher, examples, settings))
+
+
 def distilled(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
     """Run both steps of task distillation."""
-    return distill.distill(teacher, examples, settings).student
+    student = matched(teacher, examples, settings)
+    distill.distill_prediction(teacher, student, examples, settings)
+    return student
+
+
+def pruned_meanwhile(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+    """Run both steps; in the second, the student loses weights while it learns."""
+    student, pruner = matched(teacher, examples, settings), pruning.while_distilling(SPARSITY, examples, settings)
+    distill.distill_prediction(teacher, student, examples, settings, after_step=pruner)
+    return student
 
 
 def from_labels(teacher: Bert, examples: Examples, settings: Settings, student: Bert | None = None) -> Bert:
@@ -54,15 +77,7 @@ def from_labels(teacher: Bert, examples: Examples, settings: Settings, student: 
 
 def labels_after_matching(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
     """Match the layers, then train on the labels in the place of the teacher's soft targets."""
-    student, projections = distill.first_student(teacher, settings)
-    distill.distill_intermediate(teacher, student, examples, settings, projections=projections)
-    return from_labels(teacher, examples, settings, student)
-
-
-def pruned_meanwhile(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
-    """Run both steps; in the second, the student loses weights while it learns."""
-    pruner = pruning.while_distilling(SPARSITY, examples, settings)
-    return distill.distill(teacher, examples, settings, after_step=pruner).student
+    return from_labels(teacher, examples, settings, matched(teacher, examples, settings))
 
 
 def variants(full: Settings) -> dict[str, Variant]:
@@ -71,6 +86,8 @@ def variants(full: Settings) -> dict[str, Variant]:
     only_prediction = {"epochs_intermediate": 0, "epochs_prediction": both}
     return {
         "full": Variant({}, distilled, "TinyBERT4"),
+        f"full, {SPARSITY:.0%} pruned meanwhile": Variant({}, pruned_meanwhile),
+        "without prediction loss": Variant({}, labels_after_matching, "without prediction loss"),
         "without stage 1, cut from the teacher": Variant({"start": "teacher"}, distilled),
         "without stage 1, random start": Variant({"start": "random"}, distilled, "without stage 1"),
         "without the intermediate step": Variant(only_prediction, distilled),
@@ -78,14 +95,12 @@ def variants(full: Settings) -> dict[str, Variant]:
         "without embedding loss": Variant({"weights": replace(w, embedding=0.0)}, distilled, "without embedding loss"),
         "without hidden loss": Variant({"weights": replace(w, hidden=0.0)}, distilled, "without hidden loss"),
         "without attention loss": Variant({"weights": replace(w, attention=0.0)}, distilled, "without attention loss"),
-        "without prediction loss": Variant({}, labels_after_matching, "without prediction loss"),
         "top map": Variant({"layer_map": tuple(LayerMap.top(N, M))}, distilled, "top mapping"),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(N, M))}, distilled, "bottom mapping"),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),
         "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
         "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
         "soft targets only, random start": Variant(only_prediction | {"start": "random", "augment": 0}, distilled),
-        f"full, {SPARSITY:.0%} pruned meanwhile": Variant({}, pruned_meanwhile),
     }
 
 
@@ -97,12 +112,16 @@ def equal_steps(settings: Settings, full: Settings) -> Settings:
     )
 
 
-def run(name: str, variant: Variant, seed: int, teacher: Bert, prepared: course.Prepared) -> dict:
-    """Train one student and measure it."""
+def run(name: str, variant: Variant, seed: int, teacher: Bert, texts: Callable[[int], Examples]) -> Bert:
+    """Train one student."""
     settings = equal_steps(FULL.replace(**variant.changes), FULL).replace(seed=seed)
-    examples = course.augmented(prepared, settings.augment, course.LAPTOP.base, seed=seed)
-    student = variant.train(teacher, examples, settings)
-    return measured(student, teacher, prepared, seed)
+    print(f"{name}, seed {seed}: {settings}", flush=True)
+    return variant.train(teacher, texts(settings.augment), settings)
+
+
+def texts_of(prepared: course.Prepared) -> Callable[[int], Examples]:
+    """Return a function that gives the training texts and so many copies, the same ones to every row and seed."""
+    return functools.lru_cache(maxsize=2)(lambda copies: course.augmented(prepared, copies, course.LAPTOP.base))
 
 
 def recipe(prepared: course.Prepared) -> dict:
@@ -126,10 +145,11 @@ def main() -> None:
     for data in args.data:
         prepared = course.prepare(data, base=course.LAPTOP.base)
         teacher, results = course.teacher(prepared), Results(FILE, data, recipe(prepared))
+        texts = texts_of(prepared)
         reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
         for seed, (name, variant) in itertools.product(args.seeds, variants(FULL).items()):
             if (not args.only or name in args.only) and not results.has(name, seed):
-                row = run(name, variant, seed, teacher, prepared)
+                row = measured(run(name, variant, seed, teacher, texts), teacher, prepared, seed)
                 print(f"{data}, {name}: {row}", flush=True)
                 results.add(name, row, teacher=reference, machine=machine(args.precision), command="make ablations")
 

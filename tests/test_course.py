@@ -104,9 +104,9 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
             [(TEXTS[i], TEXTS[-i], i % 2) for i in range(1, rows + 1)],
             ("text", "text_pair", "label"),
         )
-    settings = dataclasses.replace(course.GPU.settings, epochs_intermediate=1, epochs_prediction=1)
+    settings = dataclasses.replace(course.GPU.settings, epochs_intermediate=1, epochs_prediction=1, augment=2)
     tier = dataclasses.replace(
-        course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings
+        course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings, masked_lm=str(base)
     )
     monkeypatch.setitem(course.TIERS, "gpu", tier)
     prepared = course.prepare()
@@ -115,6 +115,18 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     assert (teacher.config.num_hidden_layers, teacher.config.hidden_size) == (12, 768)
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (4, 312)
     assert distill.LayerMap.uniform(12, 4) == (3, 6, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("data", "copies", "epochs"),
+    [("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/sst2", 20, 20), ("glue/qnli", 20, 10), ("films.csv", 20, 20)],
+)
+def test_a_gpu_takes_the_paper_s_settings_for_each_task(data, copies, epochs, monkeypatch):
+    monkeypatch.setenv("TINYLIB_TIER", "gpu")
+    settings = course.settings_for(data)
+    assert (settings.augment, settings.epochs_intermediate, settings.epochs_prediction) == (copies, epochs, 3)
+    monkeypatch.setenv("TINYLIB_TIER", "laptop")
+    assert course.settings_for(data) == course.LAPTOP.settings
 
 
 def test_augmented_copies_are_made_once_and_stand_behind_the_texts(small, monkeypatch):

@@ -3,6 +3,7 @@
 import functools
 import json
 import types
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,6 +16,11 @@ from tinylib import mlm
 from tinylib.bert import Bert
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
+
+TOLD = {
+    "settings": asdict(mlm.Settings(steps=7)), "precision": "highest", "seconds": 1234, "corpus": {"films.txt": "0f"},
+    "validation": [{"step": 7, "top 1": 0.25, "top 10": 0.5, "loss": 4.0}],
+}  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -85,14 +91,17 @@ def test_training_fills_more_blanks_and_leaves_the_embeddings_alone(base, corpus
     assert history.measured[-1]["top 10"] >= history.measured[-1]["top 1"]
     assert torch.equal(model.embeddings.word.weight, before.embeddings.word.weight)
 
-    mlm.save_delta(model, str(base), tmp_path / "delta", {"why": "test"})
+    mlm.save_delta(model, str(base), tmp_path / "delta", TOLD)
     assert not any(name.startswith("embeddings") for name in load_file(tmp_path / "delta" / mlm.DELTA))
     again = mlm.load(tmp_path / "delta")
     ids = corpus["train"].collate([0, 1])
     with torch.inference_mode():
         one, two = (m.eval()(ids["ids"], ids["mask"]).logits for m in (model, again))
     torch.testing.assert_close(one, two, atol=0.05, rtol=0.01)  # stored in float16
-    assert json.loads((tmp_path / "delta" / mlm.CARD).read_text())["why"] == "test"
+    assert json.loads((tmp_path / "delta" / mlm.CARD).read_text()) == TOLD | {"base": str(base)}
+    page = (tmp_path / "delta" / "README.md").read_text(encoding="utf-8")
+    assert "| 7 | 25.0% | 50.0% | 4.00 |" in page
+    assert "in 1,234 s: 7 steps" in page
 
 
 def test_top_k_counts_what_is_among_the_k_likeliest(base, corpus, monkeypatch):
@@ -162,8 +171,8 @@ def test_a_head_that_is_not_shipped_is_a_sentence_with_the_remedy(tmp_path, monk
 
 def test_the_card_of_a_delta_and_of_a_model_with_its_own_head(base, tmp_path, monkeypatch):
     model = Bert.from_pretrained(base, head="masked_lm", generator=generator())
-    mlm.save_delta(model, str(base), tmp_path / "head", {"seconds": 3})
+    mlm.save_delta(model, str(base), tmp_path / "head", TOLD)
     monkeypatch.setattr(mlm.models, "shipped_folder", lambda: tmp_path)
     monkeypatch.setitem(mlm.SHIPPED, "minilm-l6", "head")
-    assert mlm.card("minilm-l6") == {"base": str(base), "seconds": 3}
+    assert mlm.card("minilm-l6") == TOLD | {"base": str(base)}
     assert mlm.card(str(base)) is None

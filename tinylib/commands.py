@@ -86,7 +86,7 @@ def distill(args) -> int:
         "epochs_prediction": args.epochs_prediction, "student": args.student, "temperature": args.temperature,
         "batch_size": args.batch_size, "seed": args.seed, "augment": args.augment,
     }  # fmt: skip
-    settings = course.tier().settings.replace(**{k: v for k, v in chosen.items() if v is not None})
+    settings = course.settings_for(args.data).replace(**{k: v for k, v in chosen.items() if v is not None})
     run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
     with output.output(args.out, reads, run, args.resume) as work:
         _save_split(args, work)

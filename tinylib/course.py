@@ -42,11 +42,16 @@ LAPTOP = Tier(
 )  # fmt: skip
 GPU = Tier(
     "gpu", "bert-base-uncased", "glue/sst2", teacher_epochs=3, teacher_lr=2e-5,
-    # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5
-    settings=distill.Settings(epochs_intermediate=20, lr_intermediate=5e-5, epochs_prediction=3, lr_prediction=3e-5),
+    # Jiao et al. 2020, section 4.2: batch 32, 20 + 3 epochs, learning rates 5e-5 and 3e-5, N_a = 20
+    settings=distill.Settings(
+        augment=20, epochs_intermediate=20, lr_intermediate=5e-5, epochs_prediction=3, lr_prediction=3e-5
+    ),
     masked_lm="bert-base-uncased",
 )  # fmt: skip
 TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
+# Where GLUE's tasks differ from these in the paper (section 4.2: epochs) and in its code's README (copies).
+PAPER_EPOCHS = {"mnli": 10, "qqp": 10, "qnli": 10, "cola": 50}
+PAPER_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "mnli": 10, "qqp": 10}
 
 
 def tier() -> Tier:
@@ -55,6 +60,18 @@ def tier() -> Tier:
     if name not in TIERS:
         raise UserError(f"TINYLIB_TIER={name!r} is not one of {', '.join(TIERS)}; unset it to let the machine decide")
     return TIERS[name]
+
+
+def settings_for(data: str | Path) -> distill.Settings:
+    """Return the tier's settings for a data set: on a GPU, for a task of GLUE, the paper's own."""
+    sizes, (folder, _, task) = tier(), str(data).partition("/")
+    if sizes.name != "gpu" or folder != "glue":
+        return sizes.settings
+    usual = sizes.settings
+    return usual.replace(
+        epochs_intermediate=PAPER_EPOCHS.get(task, usual.epochs_intermediate),
+        augment=PAPER_COPIES.get(task, usual.augment),
+    )
 
 
 def device() -> torch.device:
@@ -214,7 +231,7 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
 
     def make(folder: Path) -> None:
         print("no distilled student in the cache yet: making it once, about 10 minutes on two cores")
-        result = distill.distill(teacher(prepared), prepared.examples("train"), settings)
+        result = distill.distill(teacher(prepared), augmented(prepared, settings.augment, seed=seed), settings)
         result.student.save_pretrained(folder)
 
     return Bert.from_pretrained(models.product("student", recipe, make)).to(device())

@@ -138,7 +138,37 @@ def save_delta(model: Bert, base: str, folder: Path, card: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     changed = {n: t.detach().cpu().half().contiguous() for n, t in model.state_dict().items() if not n.startswith("embeddings.")}
     save_file(changed, folder / DELTA)
-    (folder / CARD).write_text(json.dumps({"base": base} | card, indent=1) + "\n", encoding="utf-8")
+    card = {"base": base} | card
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card_text(card), encoding="utf-8")
+
+
+def card_text(card: dict) -> str:
+    """Return the card as a page: what was trained, the command that did it, and the accuracy on held-out masks as it went."""
+    rows = "\n".join(
+        f"| {row['step']} | {row['top 1']:.1%} | {row['top 10']:.1%} | {row['loss']:.2f} |" for row in card["validation"]
+    )
+    s = card["settings"]
+    return f"""# A masked-LM head for {card["base"]}
+
+{card["base"]} was published without a masked-LM head. {DELTA} holds one, and the Transformer layers that were trained with it,
+in float16; the embeddings, the word table among them, are {card["base"]}'s own. `tinylib.mlm.shipped("{card["base"]}")` puts
+the two together; data augmentation fills blanks with it. Everything said here stands as numbers in {CARD}.
+
+Made by
+
+    python -m tinylib.mlm --steps {s["steps"]} --seed {s["seed"]} --precision {card["precision"]} --out FOLDER
+
+in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]} sequences, learning rate {s["lr"]:g},
+{s["share"]:.0%} of the tokens chosen (Devlin et al. 2019, section 3.1), dropout {s["dropout"]:g}, out of the corpus
+({", ".join(card["corpus"])}).
+
+On held-out text, every chosen token covered by [MASK]:
+
+| step | right at first | among the first ten | loss (nats) |
+|---|---|---|---|
+{rows}
+"""
 
 
 def load(folder: Path) -> Bert:
