@@ -21,7 +21,7 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast distill notebooks ablations stage1 colab pins clean
+.PHONY: help setup lab test test-fast distill notebooks results ablations stage1 colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ distill: setup ## run the whole job headless: teach, distil, prune, evaluate; pr
 
 notebooks: setup ## for maintainers: run all lessons in place (some: make notebooks LESSONS=notebooks/04_*.ipynb)
 	$(BIN)/python notebooks/tools/run.py $(LESSONS)
+
+results: setup ## for maintainers: measure the course's students over three seeds (an hour or more; resumable)
+	$(BIN)/python benchmarks/students.py
 
 ablations: setup ## for maintainers: what each part of the recipe is worth, over three seeds (hours; resumable)
 	$(BIN)/python benchmarks/ablations.py

@@ -124,10 +124,10 @@ def texts_of(prepared: course.Prepared) -> Callable[[int], Examples]:
     return functools.lru_cache(maxsize=2)(lambda copies: course.augmented(prepared, copies, course.LAPTOP.base))
 
 
-def recipe(prepared: course.Prepared) -> dict:
+def recipe(prepared: course.Prepared, settings: Settings = FULL) -> dict:
     """Return what decides the runs of a data set; with another recipe they are started anew."""
     return {
-        "data": prepared.fingerprint, "settings": asdict(FULL),
+        "data": prepared.fingerprint, "settings": asdict(settings),
         "masked_lm": mlm.fingerprint(course.LAPTOP.masked_lm),
         "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
     }  # fmt: skip

@@ -146,7 +146,7 @@ def _run_options(sub: argparse.ArgumentParser) -> None:
 
 def _precision_option(sub: argparse.ArgumentParser) -> None:
     text = (
-        "how far training may round: bfloat16 computes in it, twice as fast on processors that can; high and medium round "
+        "how far training may round: bfloat16 computes in it, faster on processors that can; high and medium round "
         "the factors of products only (default highest)"
     )
     sub.add_argument("--precision", choices=("highest", "high", "medium", "bfloat16"), default="highest", help=text)

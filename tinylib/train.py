@@ -78,7 +78,7 @@ def set_precision(name: str) -> None:
     "highest", "high", "medium": how far PyTorch may round the factors of float32 products
     (torch.set_float32_matmul_precision). "bfloat16": training runs under autocast (Micikevicius et al. 2018), its products
     and what lies between them in bfloat16, weights and losses in float32; as ``accelerate launch --mixed_precision bf16``.
-    On processors with bfloat16 instructions (AVX512_BF16, AMX) a step takes about half the time, on others far more.
+    On processors with bfloat16 instructions (AVX512_BF16, AMX) a step takes about two thirds of the time, on others far more.
     """
     from accelerate.state import AcceleratorState
 
