@@ -2,7 +2,7 @@
 
 Writes data/results/ablations.json after each run; a run that the file already holds (same settings, data and models) is not
 repeated, so the whole, hours on two cores, may be stopped at any time, and two calls with different --seeds may run side by
-side. Lesson 09 draws the file. Every run takes as many steps as the full recipe's: one on fewer texts gets more epochs.
+side. Lessons 08 and 09 draw the file. Every run takes as many steps as the full recipe's: one on fewer texts gets more epochs.
 Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --precision.
 """
 
@@ -124,10 +124,10 @@ def texts_of(prepared: course.Prepared) -> Callable[[int], Examples]:
     return functools.lru_cache(maxsize=2)(lambda copies: course.augmented(prepared, copies, course.LAPTOP.base))
 
 
-def recipe(prepared: course.Prepared, settings: Settings = FULL) -> dict:
+def recipe(prepared: course.Prepared, settings: Settings, precision: str) -> dict:
     """Return what decides the runs of a data set; with another recipe they are started anew."""
     return {
-        "data": prepared.fingerprint, "settings": asdict(settings),
+        "data": prepared.fingerprint, "settings": asdict(settings), "precision": precision,
         "masked_lm": mlm.fingerprint(course.LAPTOP.masked_lm),
         "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
     }  # fmt: skip
@@ -138,13 +138,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="NAME")
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="highest")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=variants(FULL))
+    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     args = parser.parse_args()
-    train.set_precision(args.precision)
     for data in args.data:
+        train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
         prepared = course.prepare(data, base=course.LAPTOP.base)
-        teacher, results = course.teacher(prepared), Results(FILE, data, recipe(prepared))
+        teacher, results = course.teacher(prepared), Results(FILE, data, recipe(prepared, FULL, args.precision))
+        train.set_precision(args.precision)
         texts = texts_of(prepared)
         reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
         for seed, (name, variant) in itertools.product(args.seeds, variants(FULL).items()):

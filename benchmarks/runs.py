@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import torch
@@ -62,6 +63,8 @@ class Results:
         with FileLock(f"{self.file}.lock"):
             store = self._read()
             part = store[self.part]
+            if not part["runs"] and self.file.exists():  # the first row of a new recipe: keep what the old one measured
+                shutil.copyfile(self.file, self.file.with_suffix(".old.json"))
             part |= more
             rows = part["runs"].setdefault(name, [])
             part["runs"][name] = sorted([r for r in rows if r["seed"] != row["seed"]] + [row], key=lambda r: r["seed"])

@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=RUNS)
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="highest")
+    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     args = parser.parse_args()
-    train.set_precision(args.precision)
     for data in args.data:
+        train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
         prepared = course.prepare(data, base=course.LAPTOP.base)
-        teacher, results = course.teacher(prepared), Results(FILE, data, ablations.recipe(prepared, SETTINGS))
+        teacher, results = course.teacher(prepared), Results(FILE, data, ablations.recipe(prepared, SETTINGS, args.precision))
+        train.set_precision(args.precision)
         texts = ablations.texts_of(prepared)(SETTINGS.augment)
         reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
         for seed, (name, (settings, make)) in itertools.product(args.seeds, RUNS.items()):

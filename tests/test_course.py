@@ -119,7 +119,7 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("data", "copies", "epochs"),
-    [("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/sst2", 20, 20), ("glue/qnli", 20, 10), ("films.csv", 20, 20)],
+    [("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/sst2", 20, 20), ("glue/qnli", 20, 10), ("films.csv", 0, 20)],
 )
 def test_a_gpu_takes_the_paper_s_settings_for_each_task(data, copies, epochs, monkeypatch):
     monkeypatch.setenv("TINYLIB_TIER", "gpu")

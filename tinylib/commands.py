@@ -44,7 +44,8 @@ def general(args) -> int:
     """Distil a general student from a pretrained teacher, and save it in float16."""
     started, reads = time.perf_counter(), (args.teacher, args.corpus)
     output.place(args.out, reads)
-    train.set_precision(args.precision)
+    if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
+        train.set_precision(args.precision)
     teacher = _load(args.teacher).to(course.device())
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
@@ -56,7 +57,7 @@ def general(args) -> int:
         result = stage1.distill_general(
             teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
-        machine = f"{course.describe()}, matrix products in {args.precision} precision"
+        machine = f"{course.describe()}, {args.precision or 'highest'} precision"
         chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _settings(args).items() if v is not None)
         command = f"tinylib general {chosen} --out {args.out.name}"
         tokens = corpus["train"].tokens
@@ -78,7 +79,8 @@ def distill(args) -> int:
     started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general) if s]
     output.place(args.out, reads)
     prepared = _prepare(args, args.teacher)
-    train.set_precision(args.precision)
+    if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
+        train.set_precision(args.precision)
     teacher = _classifier(args.teacher, prepared)
     student, projections = _general(args, teacher) if args.general else (None, None)
     chosen = {

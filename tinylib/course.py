@@ -49,7 +49,7 @@ GPU = Tier(
     masked_lm="bert-base-uncased",
 )  # fmt: skip
 TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
-# Where GLUE's tasks differ from these in the paper (section 4.2: epochs) and in its code's README (copies).
+# Where GLUE's tasks differ from these: epochs in the paper (section 4.2), copies in its code's data_augmentation.py.
 PAPER_EPOCHS = {"mnli": 10, "qqp": 10, "qnli": 10, "cola": 50}
 PAPER_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "mnli": 10, "qqp": 10}
 
@@ -63,11 +63,13 @@ def tier() -> Tier:
 
 
 def settings_for(data: str | Path) -> distill.Settings:
-    """Return the tier's settings for a data set: on a GPU, for a task of GLUE, the paper's own."""
+    """Return the tier's settings for a data set: on a GPU the paper's for each task of GLUE, without copies for other data."""
     sizes, (folder, _, task) = tier(), str(data).partition("/")
-    if sizes.name != "gpu" or folder != "glue":
-        return sizes.settings
     usual = sizes.settings
+    if folder != "glue":
+        return usual.replace(augment=0)
+    if sizes.name != "gpu":
+        return usual
     return usual.replace(
         epochs_intermediate=PAPER_EPOCHS.get(task, usual.epochs_intermediate),
         augment=PAPER_COPIES.get(task, usual.augment),

@@ -1,4 +1,4 @@
-"""The losses of distillation: Hinton's soft targets and TinyBERT's four, pure functions of tensors.
+"""The losses of distillation: Hinton's soft targets, TinyBERT's four and MiniLM's value relations, pure functions of tensors.
 
 Equation numbers are those of Jiao et al. 2020 (arXiv 1909.10351v5) unless another paper is named. Every loss is a mean over
 real tokens (or pairs of real tokens) only, so padding changes nothing.

@@ -5,6 +5,7 @@ random token, 10 % stay. The loss is the cross-entropy at the chosen places only
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -226,9 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(steps=args.steps, seed=args.seed)
     try:
         tokenizer, corpus = load_tokenizer(args.base), corpora.load(args.corpus, args.base)
-        checkpoint = models.cache_folder() / "runs" / f"mlm-{args.steps}-{args.seed}.safetensors"
-        model, history = train_head(args.base, tokenizer, corpus, settings, checkpoint)
         told = {"settings": asdict(settings), "corpus": corpora.fingerprint(args.corpus), "precision": args.precision}
+        key = hashlib.sha256(json.dumps([args.base, told], sort_keys=True).encode()).hexdigest()[:16]
+        checkpoint = models.cache_folder() / "runs" / f"mlm-{key}.safetensors"
+        model, history = train_head(args.base, tokenizer, corpus, settings, checkpoint)
         save_delta(model, args.base, args.out, told | {"seconds": round(history.seconds), "validation": history.measured})
     except UserError as error:
         print(f"mlm: {error}", file=sys.stderr)

@@ -73,11 +73,11 @@ def loader(examples: Batchable, batch_size: int = 32, shuffle: bool = True, seed
 
 
 def set_precision(name: str) -> None:
-    """Choose how precisely everything from here on is computed; without a call, "highest".
+    """Choose how precisely training computes from here on; without a call, as the launcher says, else "highest".
 
     "highest", "high", "medium": how far PyTorch may round the factors of float32 products
     (torch.set_float32_matmul_precision). "bfloat16": training runs under autocast (Micikevicius et al. 2018), its products
-    and what lies between them in bfloat16, weights and losses in float32; as ``accelerate launch --mixed_precision bf16``.
+    and much of what lies between them in bfloat16, weights in float32; as ``accelerate launch --mixed_precision bf16``.
     On processors with bfloat16 instructions (AVX512_BF16, AMX) a step takes about two thirds of the time, on others far more.
     """
     from accelerate.state import AcceleratorState
