@@ -24,8 +24,9 @@ from tinylib.train import Examples
 FILE = FOLDER / "ablations.json"
 DATA = ("questions", "movie_reviews")
 N, M = 6, 4  # the layers of the laptop tier's teacher and student
-# The full recipe: one augmented copy of each text, so that an epoch is two passes over as many texts as the data has.
-FULL = course.LAPTOP.settings.replace(augment=1, epochs_intermediate=2, epochs_prediction=1)
+# The full recipe: one augmented copy of each text, so that an epoch is two passes over as many texts as the data has. The
+# cache has room for every row's teacher outputs: made anew in training, they would be rounded as the training is.
+FULL = course.LAPTOP.settings.replace(augment=1, epochs_intermediate=2, epochs_prediction=1, cache_gb=6.0)
 SPARSITY = 0.6
 
 

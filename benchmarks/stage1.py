@@ -153,11 +153,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    train.set_precision(args.precision)
+    train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
     prepared = course.prepare(DATA, base=BASE)
     default = general.Settings(steps=args.steps, measure_every=10 * args.steps)  # at the end alone
     corpus = corpora.load(CORPUS, BASE, default.max_length)
     given = Materials(Bert.from_pretrained(BASE, head=None).to(course.device()), corpus, course.teacher(prepared), prepared)
+    train.set_precision(args.precision)
     results = Results(args.out, DATA, recipe(default, given, args.precision))
     budget = args.steps * operations(given.pretrained, default)
     for seed, (name, variant) in itertools.product(args.seeds, variants().items()):

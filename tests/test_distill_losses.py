@@ -301,13 +301,25 @@ def test_value_relations_of_padding_alone_cost_nothing():
     assert value_relation_loss(student, teacher, torch.zeros_like(mask)).item() == 0.0
 
 
-def test_relations_in_bfloat16_are_compared_in_float32():
-    teacher, _, mask = (x.float() if x.is_floating_point() else x for x in relations(4, 4, 6, 0))
-    teacher = teacher.bfloat16()
-    student = (teacher + teacher.roll(1) / 16).bfloat16()
-    got = value_relation_loss(student, teacher, mask)
+@pytest.mark.parametrize(
+    "loss, shape",
+    [
+        (soft_target_loss, (16, 6)),
+        (hidden_loss, (4, 6, 5)),
+        (embedding_loss, (4, 6, 5)),
+        (attention_loss, (4, 3, 6, 6)),
+        (attention_probability_loss, (4, 3, 6, 6)),
+        (value_relation_loss, (4, 3, 6, 6)),
+    ],
+)
+def test_what_models_computed_in_bfloat16_is_compared_in_float32(loss, shape):
+    generator = torch.Generator().manual_seed(0)
+    teacher = (4 * torch.randn(shape, generator=generator)).bfloat16()
+    student = (teacher + teacher.roll(1, 0) / 16).bfloat16()
+    got, exact = loss(student, teacher), loss(student.double(), teacher.double())
     assert got.dtype == torch.float32
-    assert got.item() == pytest.approx(by_loops(student.double(), teacher.double(), mask), rel=1e-4)
+    assert got.item() == pytest.approx(exact.item(), rel=1e-4)
+    assert loss(teacher, teacher).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_wrong_shapes_of_value_relations_are_refused_with_a_sentence():

@@ -1,7 +1,8 @@
 """The losses of distillation: Hinton's soft targets, TinyBERT's four and MiniLM's value relations, pure functions of tensors.
 
 Equation numbers are those of Jiao et al. 2020 (arXiv 1909.10351v5) unless another paper is named. Every loss is a mean over
-real tokens (or pairs of real tokens) only, so padding changes nothing.
+real tokens (or pairs of real tokens) only, so padding changes nothing. Whatever the models computed in, losses are computed in
+float32 or finer.
 """
 
 import torch
@@ -23,8 +24,8 @@ def soft_target_loss(
     """
     if temperature <= 0:
         raise UserError(f"temperature={temperature} must be greater than 0; 1 leaves the logits as they are")
-    student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
+    student = F.log_softmax(_fine(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(_fine(teacher_logits.detach()) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -53,7 +54,7 @@ def attention_loss(
     ``mask`` (B, T): True or 1 = real token; None: all are.
     """
     _same_shape("attention_loss", student_scores, teacher_scores, HEADS)
-    difference = student_scores - teacher_scores.detach()
+    difference = _fine(student_scores) - teacher_scores.detach()
     if mask is None:
         return difference.square().mean()
     _check_mask("attention_loss", mask, difference[:, 0])
@@ -74,7 +75,7 @@ def attention_probability_loss(
     keys = None if mask is None else ~mask.bool()[:, None, None, :]
     student, teacher = (
         (scores if keys is None else scores.masked_fill(keys, float("-inf"))).softmax(-1)
-        for scores in (student_scores, teacher_scores.detach())
+        for scores in (_fine(student_scores), _fine(teacher_scores.detach()))
     )
     return attention_loss(student, teacher, mask)
 
@@ -98,8 +99,7 @@ def value_relation_loss(
 
 def _log_softmax(relations: Tensor, mask: Tensor | None) -> Tensor:
     """Return the log of the softmax over real keys; the row of a query that is padding comes out the same for all."""
-    # rounded to bfloat16, a log of −5 would be off by up to 0.016: as much as the divergence of two models that are alike
-    relations = relations.to(torch.promote_types(relations.dtype, torch.float32))
+    relations = _fine(relations)
     if mask is not None:
         pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
         # finite, since 0·(−inf) is NaN, and before the softmax, since the padding may hold NaN
@@ -107,12 +107,18 @@ def _log_softmax(relations: Tensor, mask: Tensor | None) -> Tensor:
     return relations.log_softmax(-1)
 
 
+def _fine(x: Tensor) -> Tensor:
+    """Widen half precision to float32."""
+    # rounded to bfloat16, a log of −5 would be off by up to 0.016: as much as the divergence of two models that are alike
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 ATTENTION = {"scores": attention_loss, "probabilities": attention_probability_loss, "values": value_relation_loss}
 
 
 def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     _same_shape(name, student, teacher, "project the student's states first (Projections)")
-    difference = student - teacher.detach()
+    difference = _fine(student) - teacher.detach()
     _check_mask(name, mask, difference)
     return _masked_mean_square(difference, None if mask is None else mask.bool())
 
