@@ -6,16 +6,14 @@ side. Lessons 08 and 09 draw the file. Every run takes as many steps as the full
 Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --precision.
 """
 
-import argparse
 import copy
 import functools
-import itertools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-from runs import FOLDER, Results, machine, measured
+from runs import FOLDER, LAYERS, Results, measured, options, sweep, taught
 
-from tinylib import course, distill, general, mlm, models, train
+from tinylib import course, distill, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.distill import LayerMap, Settings
@@ -23,7 +21,6 @@ from tinylib.train import Examples
 
 FILE = FOLDER / "ablations.json"
 DATA = ("questions", "movie_reviews")
-N, M = 6, 4  # the layers of the laptop tier's teacher and student
 # The full recipe: one augmented copy of each text, so that an epoch is two passes over as many texts as the data has. The
 # cache has room for every row's teacher outputs: made anew in training, they would be rounded as the training is.
 FULL = course.LAPTOP.settings.replace(augment=1, epochs_intermediate=2, epochs_prediction=1, cache_gb=6.0)
@@ -96,8 +93,8 @@ def variants(full: Settings) -> dict[str, Variant]:
         "without embedding loss": Variant({"weights": replace(w, embedding=0.0)}, distilled, "without embedding loss"),
         "without hidden loss": Variant({"weights": replace(w, hidden=0.0)}, distilled, "without hidden loss"),
         "without attention loss": Variant({"weights": replace(w, attention=0.0)}, distilled, "without attention loss"),
-        "top map": Variant({"layer_map": tuple(LayerMap.top(N, M))}, distilled, "top mapping"),
-        "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(N, M))}, distilled, "bottom mapping"),
+        "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}, distilled, "top mapping"),
+        "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}, distilled, "bottom mapping"),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),
         "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
         "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
@@ -125,35 +122,25 @@ def texts_of(prepared: course.Prepared) -> Callable[[int], Examples]:
     return functools.lru_cache(maxsize=2)(lambda copies: course.augmented(prepared, copies, course.LAPTOP.base))
 
 
-def recipe(prepared: course.Prepared, settings: Settings, precision: str) -> dict:
-    """Return what decides the runs of a data set; with another recipe they are started anew."""
-    return {
-        "data": prepared.fingerprint, "settings": asdict(settings), "precision": precision,
-        "masked_lm": mlm.fingerprint(course.LAPTOP.masked_lm),
-        "general": models.sha256_of(models.shipped_folder() / general.SHIPPED["4x312"] / "model.safetensors"),
-    }  # fmt: skip
+def measure(data: str, args) -> None:
+    """Run what is missing on one data set."""
+    prepared, teacher, reference = taught(data)
+    results = Results(FILE, data, course.recipe(prepared, FULL) | {"precision": args.precision})
+    rows, texts = variants(FULL), texts_of(prepared)
+
+    def make(name: str, seed: int) -> dict:
+        return measured(run(name, rows[name], seed, teacher, texts), teacher, prepared, seed)
+
+    sweep(results, rows, args, make, teacher=reference, command="make ablations")
 
 
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, variants(FULL), seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=variants(FULL))
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     args = parser.parse_args()
     for data in args.data:
-        train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
-        prepared = course.prepare(data, base=course.LAPTOP.base)
-        teacher, results = course.teacher(prepared), Results(FILE, data, recipe(prepared, FULL, args.precision))
-        train.set_precision(args.precision)
-        texts = texts_of(prepared)
-        reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
-        for seed, (name, variant) in itertools.product(args.seeds, variants(FULL).items()):
-            if (not args.only or name in args.only) and not results.has(name, seed):
-                row = measured(run(name, variant, seed, teacher, texts), teacher, prepared, seed)
-                print(f"{data}, {name}: {row}", flush=True)
-                results.add(name, row, teacher=reference, machine=machine(args.precision), command="make ablations")
+        measure(data, args)
 
 
 if __name__ == "__main__":

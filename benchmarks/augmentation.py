@@ -14,13 +14,14 @@ import sys
 import time
 
 import torch
+from runs import FOLDER, save
 
 from tinylib import datasets
 from tinylib.augment import AugmentSettings, BlankFiller, WordVectors, algorithm_1, augment, is_word, split_words
 from tinylib.bert import Bert
 from tinylib.text import load_tokenizer
 
-FILE = datasets.data_folder() / "results" / "augmentation.json"
+FILE = FOLDER / "augmentation.json"
 SENTENCES = 60  # a round
 
 
@@ -117,8 +118,7 @@ def main() -> None:
         "same_copies": round(statistics.mean(row["same_copies"] for row in rounds), 4),
         "ratios": {"augmentation_vs_one_at_a_time": round(statistics.median(ratios), 2)},
     }
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(json.dumps(store, indent=1) + "\n", encoding="utf-8")
+    save(store, FILE)
     print(json.dumps(store, indent=1))
 
 

@@ -1,8 +1,11 @@
 """What the long measurements share: how a student is measured, and a results file that may be added to at any time."""
 
+import argparse
+import itertools
 import json
 import platform
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -14,6 +17,27 @@ from tinylib.bert import Bert
 from tinylib.metrics import accuracy
 
 FOLDER = datasets.data_folder() / "results"
+LAYERS = 6, 4  # of the laptop tier's teacher and student
+
+
+def options(about: str, names: Iterable[str], seeds: list[int]) -> argparse.ArgumentParser:
+    """Return the options that every long measurement has."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names)
+    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
+    return parser
+
+
+def taught(data: str) -> tuple[course.Prepared, Bert, dict]:
+    """Return a data set, its teacher and the teacher's accuracy.
+
+    Computed in full precision: the teacher goes into the cache that lessons take it from.
+    """
+    train.set_precision("highest")
+    prepared = course.prepare(data, base=course.LAPTOP.base)
+    teacher = course.teacher(prepared)
+    return prepared, teacher, {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
 
 
 def measured(model: Bert, teacher: Bert, prepared: course.Prepared, seed: int) -> dict:
@@ -30,6 +54,16 @@ def measured(model: Bert, teacher: Bert, prepared: course.Prepared, seed: int) -
     row["agreement"] = round(accuracy(told.argmax(-1), said.argmax(-1)), 4)
     kl = F.kl_div(said.log_softmax(-1), told.log_softmax(-1), reduction="batchmean", log_target=True)
     return row | {"kl": round(kl.item(), 4)}
+
+
+def sweep(results: "Results", names: Iterable[str], args, make: Callable[[str, int], dict], **more) -> None:
+    """Make the rows that the file lacks, seed by seed, in the precision that was asked for, and save after each."""
+    train.set_precision(args.precision)
+    for seed, name in itertools.product(args.seeds, names):
+        if (not args.only or name in args.only) and not results.has(name, seed):
+            row = make(name, seed)
+            print(f"{results.part}, {name}: {row}", flush=True)
+            results.add(name, row, machine=machine(args.precision), **more)
 
 
 def machine(precision: str) -> str:

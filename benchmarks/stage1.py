@@ -10,27 +10,24 @@ Writes data/results/stage1.json after each run; a run that the file already hold
 is not repeated. Options: --steps, --seeds 0, --only NAME …, --precision, --out FILE.
 """
 
-import argparse
-import itertools
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from runs import FOLDER, Results, machine, measured
+from runs import FOLDER, LAYERS, Results, measured, options, sweep, taught
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import corpus as corpora
-from tinylib import course, distill, general, layers, measure, train
+from tinylib import course, distill, general, layers, measure
 from tinylib.bert import Bert
 from tinylib.layers import Distiller, LayerMap, Projections
 from tinylib.text import load_tokenizer
 
 FILE = FOLDER / "stage1.json"
 BASE, CORPUS, DATA = course.LAPTOP.base, "corpus", "movie_reviews"
-N, M = 6, 4  # the layers of the laptop tier's teacher and student
 COMMON = 10  # times that a piece occurs in corpus and task, to have a vector of its own in the smaller vocabulary
 TASK = distill.Settings(epochs_intermediate=0, epochs_prediction=1, lr_prediction=1e-4)
 
@@ -62,8 +59,8 @@ def variants() -> dict[str, Variant]:
         "default": Variant(),  # 4x312 cut from the teacher, uniform map, scores
         "random start": Variant({"start": "random"}),
         "SVD embeddings, random layers": Variant({"start": "embeddings"}),
-        "top map": Variant({"layer_map": tuple(LayerMap.top(N, M))}),
-        "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(N, M))}),
+        "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}),
+        "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}),
         "value relations": Variant({"weights": replace(w, attention_on="values")}),
         "without attention loss": Variant({"weights": replace(w, attention=0.0)}),
@@ -146,28 +143,24 @@ def recipe(settings: general.Settings, given: Materials, precision: str) -> dict
 
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, variants(), seeds=[0])
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=variants(), metavar="NAME")
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
-    prepared = course.prepare(DATA, base=BASE)
+    prepared, teacher, reference = taught(DATA)
     default = general.Settings(steps=args.steps, measure_every=10 * args.steps)  # at the end alone
     corpus = corpora.load(CORPUS, BASE, default.max_length)
-    given = Materials(Bert.from_pretrained(BASE, head=None).to(course.device()), corpus, course.teacher(prepared), prepared)
-    train.set_precision(args.precision)
+    given = Materials(Bert.from_pretrained(BASE, head=None).to(course.device()), corpus, teacher, prepared)
     results = Results(args.out, DATA, recipe(default, given, args.precision))
     budget = args.steps * operations(given.pretrained, default)
-    for seed, (name, variant) in itertools.product(args.seeds, variants().items()):
-        if (not args.only or name in args.only) and not results.has(name, seed):
-            settings = default.replace(seed=seed, **variant.changes)
-            settings = settings.replace(steps=round(budget / operations(given.pretrained, settings)))
-            row = run(variant, settings, given)
-            print(f"{name}: {row}", flush=True)
-            results.add(name, row, machine=machine(args.precision), command="make stage1")
+
+    def make(name: str, seed: int) -> dict:
+        variant = variants()[name]
+        settings = default.replace(seed=seed, **variant.changes)
+        settings = settings.replace(steps=round(budget / operations(given.pretrained, settings)))
+        return run(variant, settings, given)
+
+    sweep(results, variants(), args, make, teacher=reference, command="make stage1")
 
 
 if __name__ == "__main__":

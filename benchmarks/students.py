@@ -4,13 +4,10 @@ Writes data/results/students.json after each run; a run that the file already ho
 repeated. Lesson 09 draws the file. Options: --data movie_reviews questions inference, --seeds 0 1 2, --only NAME …, --precision.
 """
 
-import argparse
-import itertools
-
 import ablations
-from runs import FOLDER, Results, machine, measured
+from runs import FOLDER, Results, measured, options, sweep, taught
 
-from tinylib import course, train
+from tinylib import course
 
 FILE = FOLDER / "students.json"
 DATA = ("movie_reviews", "questions", "inference")
@@ -22,26 +19,26 @@ RUNS = {
 }
 
 
+def measure(data: str, args) -> None:
+    """Run what is missing on one data set."""
+    prepared, teacher, reference = taught(data)
+    results = Results(FILE, data, course.recipe(prepared, SETTINGS) | {"precision": args.precision})
+    texts = ablations.texts_of(prepared)(SETTINGS.augment)
+
+    def make(name: str, seed: int) -> dict:
+        settings, trained = RUNS[name]
+        return measured(trained(teacher, texts, settings.replace(seed=seed)), teacher, prepared, seed)
+
+    sweep(results, RUNS, args, make, teacher=reference, command="make results")
+
+
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, RUNS, seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=RUNS)
-    parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     args = parser.parse_args()
     for data in args.data:
-        train.set_precision("highest")  # the teacher goes into the cache that lessons take it from
-        prepared = course.prepare(data, base=course.LAPTOP.base)
-        teacher, results = course.teacher(prepared), Results(FILE, data, ablations.recipe(prepared, SETTINGS, args.precision))
-        train.set_precision(args.precision)
-        texts = ablations.texts_of(prepared)(SETTINGS.augment)
-        reference = {s: round(course.score(teacher, prepared, s), 4) for s in ("validation", "test")}
-        for seed, (name, (settings, make)) in itertools.product(args.seeds, RUNS.items()):
-            if (not args.only or name in args.only) and not results.has(name, seed):
-                row = measured(make(teacher, texts, settings.replace(seed=seed)), teacher, prepared, seed)
-                print(f"{data}, {name}: {row}", flush=True)
-                results.add(name, row, teacher=reference, machine=machine(args.precision), command="make results")
+        measure(data, args)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import runs
 
+from tinylib import train
+
 RECIPE = {"data": "abc", "settings": {"layer_map": (2, 3)}}
 
 
@@ -37,6 +39,31 @@ def test_another_recipe_begins_its_own_part_anew_and_no_other(tmp_path):
     changed.add("full", {"seed": 1})
     assert not runs.Results(file, "reviews", RECIPE).has("full", 1)
     assert runs.Results(file, "questions", RECIPE).has("full", 0)
+
+
+def test_a_sweep_makes_what_is_missing_seed_by_seed(tmp_path):
+    results, made = runs.Results(tmp_path / "r.json", "reviews", RECIPE), []
+
+    def make(name, seed):
+        assert train.precision() == "bfloat16"
+        made.append((name, seed))
+        return {"seed": seed}
+
+    args = runs.options("about", ("full", "half"), seeds=[0, 1]).parse_args([])
+    assert args.precision == "bfloat16"
+    results.add("full", {"seed": 0})
+    try:
+        runs.sweep(results, ("full", "half"), args, make, command="make it")
+        assert made == [("half", 0), ("full", 1), ("half", 1)]
+        made.clear()
+        only = runs.options("about", ("full", "half"), seeds=[0]).parse_args(["--only", "half", "--seeds", "1", "2"])
+        runs.sweep(results, ("full", "half"), only, make)
+    finally:
+        train.set_precision("highest")
+    assert made == [("half", 2)]
+    part = json.loads((tmp_path / "r.json").read_text())["reviews"]
+    assert part["command"] == "make it"
+    assert "bfloat16" in part["machine"]
 
 
 @pytest.mark.parametrize("name", list(ablations.variants(ablations.FULL)))

@@ -18,7 +18,7 @@ import transformers
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from tinylib import cli, datasets, output, text
+from tinylib import cli, course, datasets, output, text, train
 from tinylib.bert import TOKENIZER_FILES, Bert
 from tinylib.errors import UserError
 
@@ -162,6 +162,13 @@ def test_distill_reports_the_teacher_and_the_retention(place, capsys):
     assert "intermediate step" in shown.err, "progress is shown"
     assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
     check_in_transformers(out)
+    applied, defaults = report["settings"], course.LAPTOP.settings
+    assert applied["lr_intermediate"] == defaults.lr_intermediate, "what was not asked for is told too"
+    assert (applied["augment"], applied["student"], applied["precision"]) == (0, "2x16", "highest")
+
+
+def test_the_command_line_offers_the_precisions_that_training_knows():
+    assert cli.PRECISIONS == train.PRECISIONS
 
 
 def test_distill_starts_from_a_general_student(place, tmp_path):

@@ -78,6 +78,20 @@ def test_another_seed_or_setting_has_another_folder(small):
     )
 
 
+def test_another_general_student_or_masked_lm_has_another_folder(small, monkeypatch):
+    prepared = course.prepare()
+    keys = {}
+    for made in ("one", "two"):
+        monkeypatch.setattr(course.general, "fingerprint", lambda shape, made=made: made)
+        monkeypatch.setattr(course.mlm, "fingerprint", lambda base, made=made: made)
+        for start, copies in (("general", 0), ("teacher", 1), ("teacher", 0)):
+            settings = small.settings.replace(start=start, augment=copies)
+            keys.setdefault((start, copies), set()).add(course.run_folder("x", settings, prepared))
+    assert {chosen: len(folders) for chosen, folders in keys.items()} == {
+        ("general", 0): 2, ("teacher", 1): 2, ("teacher", 0): 1,
+    }  # fmt: skip
+
+
 def test_the_job_writes_models_table_and_figure(small, tmp_path, capsys):
     assert job.main(["--out", str(tmp_path / "out")]) == 0
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))

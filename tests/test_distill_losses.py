@@ -308,7 +308,7 @@ def test_value_relations_of_padding_alone_cost_nothing():
 
 
 @pytest.mark.parametrize(
-    "loss, shape",
+    ("loss", "shape"),
     [
         (soft_target_loss, (16, 6)),
         (hidden_loss, (4, 6, 5)),

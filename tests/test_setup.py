@@ -129,10 +129,11 @@ def test_pip_install_gives_the_package_its_data_and_the_command(course_copy, tmp
     assert "tinylib = tinylib.cli:main" in commands
     assert {f"tinylib/{path.name}" for path in (ROOT / "tinylib").glob("*.py")} <= set(names)
     assert "tinylib/_data/README.md" in names  # the licences ask that credit travels with the data
-    for folder in ("movie_reviews", "questions", "inference", "word_vectors", "results"):
-        data = {path.name for path in (ROOT / "data" / folder).iterdir()}
+    for folder in ("movie_reviews", "questions", "inference", "word_vectors", "corpus", "models", "results"):
+        files = (path for path in (ROOT / "data" / folder).rglob("*") if path.is_file() and path.suffix != ".lock")
+        data = {path.relative_to(ROOT / "data").as_posix() for path in files}
         assert data
-        assert {f"tinylib/_data/{folder}/{name}" for name in data} <= set(names)
+        assert {f"tinylib/_data/{name}" for name in data} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "tinylib",
         next(n for n in names if ".dist-info" in n).split("/")[0],

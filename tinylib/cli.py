@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists what can be given")
 
 
+PRECISIONS = ("highest", "high", "medium", "bfloat16")  # train.PRECISIONS: --help must not wait for torch
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     text = "Compress a BERT: teach, distil, prune, measure, export."
@@ -149,7 +152,7 @@ def _precision_option(sub: argparse.ArgumentParser) -> None:
         "how far training may round: bfloat16 computes in it, faster on processors that can; high and medium round "
         "the factors of products only (default: the launcher's, else highest)"
     )
-    sub.add_argument("--precision", choices=("highest", "high", "medium", "bfloat16"), default=None, help=text)
+    sub.add_argument("--precision", choices=PRECISIONS, default=None, help=text)
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ Inputs are read and checked before anything is written; what is made goes throug
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def general(args) -> int:
         result = stage1.distill_general(
             teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
-        machine = f"{course.describe()}, {args.precision or 'highest'} precision"
+        machine = f"{course.describe()}, {train.precision()} precision"
         chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _settings(args).items() if v is not None)
         command = f"tinylib general {chosen} --out {args.out.name}"
         tokens = corpus["train"].tokens
@@ -100,7 +101,8 @@ def distill(args) -> int:
         )
         result.student.save_pretrained(work)
         truth, told = prepared.labels["test"], train.predict(teacher, prepared.encoded["test"]).argmax(-1)
-        more = {"settings": _settings(args), "teacher_accuracy": metrics.accuracy(truth, told)}
+        applied = _settings(args) | asdict(settings) | {"precision": train.precision()}  # what was not asked for too
+        more = {"settings": applied, "teacher_accuracy": metrics.accuracy(truth, told)}
         report = _report(args, result.student, prepared, time.perf_counter() - started, **more)
         report["retention"] = report["accuracy"] / report["teacher_accuracy"]
         if "score" in report:

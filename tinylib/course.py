@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinylib import augment, datasets, distill, mlm, models
+from tinylib import augment, datasets, distill, general, mlm, models
 from tinylib.bert import Bert
 from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
@@ -229,20 +229,28 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
     sizes = tier()
     prepared = prepared or prepare()
     settings = sizes.settings.replace(seed=seed)
-    recipe = {"base": sizes.base, "data": prepared.fingerprint, "settings": asdict(settings)}
 
     def make(folder: Path) -> None:
         print("no distilled student in the cache yet: making it once, about 10 minutes on two cores")
         result = distill.distill(teacher(prepared), augmented(prepared, settings.augment, seed=seed), settings)
         result.student.save_pretrained(folder)
 
-    return Bert.from_pretrained(models.product("student", recipe, make)).to(device())
+    return Bert.from_pretrained(models.product("student", recipe(prepared, settings), make)).to(device())
+
+
+def recipe(prepared: Prepared, settings: distill.Settings) -> dict:
+    """Return what decides a distillation by the tier's teacher: data, settings, and the models that these settings use."""
+    told = {"base": tier().base, "data": prepared.fingerprint, "settings": asdict(settings)}
+    if settings.start == "general":
+        told["general"] = general.fingerprint(settings.student)
+    if settings.augment:
+        told["masked_lm"] = mlm.fingerprint(tier().masked_lm)
+    return told
 
 
 def run_folder(name: str, settings: distill.Settings, prepared: Prepared) -> Path:
     """Return the cache's folder for the checkpoints of a lesson's run, one for each data set, teacher and settings."""
-    recipe = {"base": tier().base, "data": prepared.fingerprint, "settings": asdict(settings)}
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(recipe(prepared, settings), sort_keys=True).encode()).hexdigest()[:16]
     folder = models.cache_folder() / "runs" / f"{name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -207,6 +207,11 @@ def shipped_for(teacher: Bert, student: BertConfig) -> Path | None:
     return folder if fits else None
 
 
+def fingerprint(shape: str) -> str | None:
+    """Return the sha256 of the shipped general student of this shape, or None where there is none."""
+    return models.sha256_of(models.shipped_folder() / SHIPPED[shape] / "model.safetensors") if shape in SHIPPED else None
+
+
 def _sizes(config: BertConfig) -> dict[str, int]:
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     return {name: getattr(config, name) for name in names}

@@ -89,6 +89,12 @@ def set_precision(name: str) -> None:
     torch.set_float32_matmul_precision("highest" if name == "bfloat16" else name)
 
 
+def precision() -> str:
+    """Return the precision that training computes in now: one of ``PRECISIONS``, or "float16" if the launcher says so."""
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed) or torch.get_float32_matmul_precision()
+
+
 def adamw(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Return AdamW over the parameters that train; matrices decay, biases and LayerNorm do not (Devlin et al. 2019)."""
     trained = [p for p in model.parameters() if p.requires_grad]
