@@ -21,7 +21,7 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast distill notebooks results ablations stage1 colab pins clean
+.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ test: setup ## run everything that CI checks: ruff, pytest, every lesson from to
 
 test-fast: setup ## run pytest without the slow tests and without the lessons
 	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m "not slow and not network and not browser" $(PYTEST_ARGS)
+
+mutants: setup ## the exercise checks against learners' mistakes: a table of wrong answers refused, right ones accepted
+	cd tests && ../$(BIN)/python -m mutants
 
 distill: setup ## run the whole job headless: teach, distil, prune, evaluate; prints the table
 	$(BIN)/python -m tinylib.job --out runs/movie_reviews
