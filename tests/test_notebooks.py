@@ -33,6 +33,7 @@ import colab
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import road
 import run as run_tool
 from conftest import ROOT
 from lessons import LINE_LIMIT, SIZE_LIMIT, STRICT, WIDGET_VIEW, code_cells, faults, lessons, read, tags
@@ -126,6 +127,53 @@ def test_the_lesson_ends_with_a_link_to_a_later_one(path):
 def test_the_makefile_compares_the_outputs_of_the_same_lessons():
     line = re.search(r"(?m)^STRICT := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
     assert tuple(re.findall(r"notebooks/(\d\d_)", line)) == STRICT
+
+
+# -- glossary, map and the other pages ----------------------------------------
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+ROW = re.compile(
+    r'(?m)^\| <a id="(?P<id>[\w-]+)"></a>\*\*(?P<term>.+?)\*\* \| (?P<said>.+?) \| \[(?P<lesson>\d\d)\]\(.+?\) \| (?P<zh>.+?) \|$'
+)
+GLOSSARY = {row["id"]: row for row in ROW.finditer((ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"))}
+TO_GLOSSARY = re.compile(r"\]\(\.\./docs/glossary\.md#([\w-]+)\)")
+
+
+def glossary_links(path) -> list[str]:
+    """List the terms that a lesson links, in order."""
+    return [name for cell in NOTEBOOKS[path].cells if cell.cell_type == "markdown" for name in TO_GLOSSARY.findall(cell.source)]
+
+
+@each_lesson
+def test_terms_are_linked_to_the_glossary_where_they_are_first_said(path):
+    linked = glossary_links(path)
+    assert set(linked) <= set(GLOSSARY), "linked, but not in docs/glossary.md"
+    own = [name for name, row in GLOSSARY.items() if row["lesson"] == path.stem[:2]]
+    assert own
+    assert {name: linked.count(name) for name in own} == dict.fromkeys(own, 1), "one link, in the lesson that defines the term"
+
+
+def test_the_glossary_has_no_row_that_the_lint_cannot_read():
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert text.count('<a id="') == len(GLOSSARY) > 100
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_links_of_the_other_pages_resolve(page):
+    text = page.read_text(encoding="utf-8")
+    for link in LINK.finditer(text):
+        target, _, anchor = link["target"].partition("#")
+        if re.match(r"(https?|mailto):", target):
+            continue
+        to = page.parent / target if target else page
+        assert to.exists(), f"{page.name} links to {target}, which does not exist"
+        assert not anchor or f'id="{anchor}"' in to.read_text(encoding="utf-8"), f"{page.name}: no anchor {anchor} in {to.name}"
+
+
+def test_the_map_shows_the_lessons_and_is_as_drawn():
+    assert road.FILE.read_text(encoding="utf-8") == road.draw(), "say `python notebooks/tools/road.py`"
+    written = {number for number, _, left_open in road.STOPS if not left_open.startswith("(")}
+    assert written == {path.stem[:2] for path in LESSONS}
 
 
 # -- every exercise ----------------------------------------------------------
