@@ -28,7 +28,8 @@ from tinylib.text import encode
 MAX_TOKENS = 48  # a heat map of more has labels too small to read
 MAX_CHARACTERS = 2000  # more than MAX_TOKENS words hold; a pasted book would take the tokenizer seconds
 PALETTE = [tuple(round(255 * c) for c in colormaps["cividis"](i)[:3]) for i in range(256)]
-FORM = {"layout": {"width": "640px", "max_width": "100%"}, "style": {"description_width": "110px"}}
+# without a tooltip of its own a control shows "null" under the mouse
+FORM = {"layout": {"width": "640px", "max_width": "100%"}, "style": {"description_width": "110px"}, "tooltip": ""}
 
 
 def explorer(draw: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
@@ -36,7 +37,7 @@ def explorer(draw: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidg
 
     ``draw`` returns HTML. A UserError that it raises is shown as its sentence in the drawing's place.
     """
-    drawing = ipywidgets.HTML()
+    drawing = ipywidgets.HTML(tooltip="")
 
     def redraw(_change=None) -> None:
         try:
@@ -51,7 +52,7 @@ def explorer(draw: Callable[..., str], **controls: ipywidgets.Widget) -> ipywidg
 
 
 def note(sentence: str) -> str:
-    """Return a sentence as HTML; a screen reader reads it out when it changes."""
+    """Return a sentence as HTML, marked as a status for screen readers."""
     return f'<p role="status" style="max-width: 640px">{escape(sentence)}</p>'
 
 
@@ -207,7 +208,7 @@ def scale_explorer(keys: int = 8, seed: int = 0) -> ipywidgets.VBox:
     widths = [2**i for i in range(1, 11)]
     return explorer(
         draw,
-        width=ipywidgets.SelectionSlider(options=widths, value=64, description="D", **FORM),
+        width=ipywidgets.SelectionSlider(options=widths, value=64, description="D", readout=False, **FORM),
         scaled=ipywidgets.Checkbox(False, description="divide by √D", **FORM),
     )
 
@@ -345,7 +346,7 @@ def position_explorer(length: int = 48, width: int = 64) -> ipywidgets.VBox:
     return explorer(
         draw,
         t=ipywidgets.IntSlider(10, 0, length - 1, description="position t", **FORM),
-        base=ipywidgets.SelectionSlider(options=bases, value=10000, description="base", **FORM),
+        base=ipywidgets.SelectionSlider(options=bases, value=10000, description="base", readout=False, **FORM),
     )
 
 
