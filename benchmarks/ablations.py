@@ -93,6 +93,7 @@ def variants(full: Settings) -> dict[str, Variant]:
         "without embedding loss": Variant({"weights": replace(w, embedding=0.0)}, distilled, "without embedding loss"),
         "without hidden loss": Variant({"weights": replace(w, hidden=0.0)}, distilled, "without hidden loss"),
         "without attention loss": Variant({"weights": replace(w, attention=0.0)}, distilled, "without attention loss"),
+        "a tenth of the attention loss": Variant({"weights": replace(w, attention=0.1)}, distilled),
         "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}, distilled, "top mapping"),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}, distilled, "bottom mapping"),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),

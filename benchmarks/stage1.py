@@ -64,6 +64,7 @@ def variants() -> dict[str, Variant]:
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}),
         "value relations": Variant({"weights": replace(w, attention_on="values")}),
         "without attention loss": Variant({"weights": replace(w, attention=0.0)}),
+        "a tenth of the attention loss": Variant({"weights": replace(w, attention=0.1)}),
         **shapes,
         f"pieces that occur {COMMON} times": Variant(common=COMMON),
         "no stage 1, cut from the teacher": Variant(start="teacher"),
