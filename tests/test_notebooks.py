@@ -103,6 +103,23 @@ def test_the_lesson_begins_with_its_title_and_the_set_up_cell(path):
 
 
 @each_lesson
+def test_the_lesson_has_every_part(path):
+    markdown = [cell.source for cell in NOTEBOOKS[path].cells if cell.cell_type == "markdown"]
+    opening, whole = markdown[0], "\n".join(markdown)
+    for part in ("**The question:**", "**After this lesson you can**", "**Time:**", "**You need:**"):
+        assert part in opening, f"the first cell lacks {part}"
+    assert "GPU" in opening, "say how long it takes with a GPU"
+    assert re.search(r"(?m)^## Recap$", whole)
+    assert len(re.findall(r"(?m)^[1-9]\. ", whole[whole.index("\n## Recap") :])) >= 5, "a recap of five lines"
+    assert re.search(r"\*\*(What is s|S)till unsolved:\*\*", whole), "say what is still unsolved"
+    assert re.search(r"(?m)^(## Sources|\*\*Sources)", whole)
+    assert whole.count("**Predict first:**") + whole.count("**Guess first:**") >= 2
+    assert len(re.findall(r"(?m)^#{2,3} (?:Exercise|Question|Explain|Predict|An open experiment)", whole)) >= 5
+    answers = re.findall(r"<summary>(?:A m|M)odel answer", whole)
+    assert len(answers) >= 2, "two questions that ask for a prediction or an explanation"
+
+
+@each_lesson
 def test_links_and_pictures_resolve(path):
     for cell in NOTEBOOKS[path].cells:
         for link in LINK.finditer(cell.source) if cell.cell_type == "markdown" else ():
