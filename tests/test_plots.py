@@ -94,3 +94,12 @@ def test_show_displays_a_picture_with_its_alt_text_and_closes_it(monkeypatch):
     assert metadata["image/png"]["alt"] == "The loss falls."
     assert Image.open(io.BytesIO(shown[0].data)).size == (800, 400)
     assert not plt.fignum_exists(fig.number)
+
+
+def test_a_models_name_crosses_no_other_models_interval(ax):
+    sizes = {"teacher": 90.9, "student": 57.4, "student, 60% pruned": 47.1}
+    plots.trade_off([MODEL | {"name": name, "megabytes": size} for name, size in sizes.items()], ax)
+    ax.figure.canvas.draw()
+    for name in ax.texts:
+        box = name.get_window_extent().transformed(ax.transData.inverted())
+        assert not any(box.x0 <= size <= box.x1 for size in sizes.values()), name.get_text()

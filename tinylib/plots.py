@@ -90,13 +90,17 @@ def seed_bars(groups: Mapping[str, Sequence[float]], ax: Axes, percent: bool = T
 
 def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: str = "size of the file (MB)") -> Axes:
     """Draw models as points, accuracy in percent over size; each row has name, accuracy, interval (low, high) and ``x``."""
+    widest = max(row[x] for row in rows)
     for i, row in enumerate(rows):
         low, high = row["interval"]
         error = [[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]]
         look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 6], "markersize": 9, "capsize": 4, "linestyle": ""}
         ax.errorbar(row[x], 100 * row["accuracy"], yerr=error, **look)
-        ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), xytext=(9, 9), textcoords="offset points")
-    ax.set_xlim(0, 1.35 * max(row[x] for row in rows))
+        # to the left where the interval of a slightly larger model would cross the name
+        left = any(0 < other[x] - row[x] < 0.3 * widest for other in rows)
+        place = {"xytext": (-9 if left else 9, 9), "ha": "right" if left else "left"}
+        ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), textcoords="offset points", **place)
+    ax.set_xlim(0, 1.35 * widest)
     ax.set(xlabel=label, ylabel="test accuracy (%)")
     return ax
 
