@@ -39,12 +39,16 @@ from tinylib.text import load_tokenizer
 
 config = BertConfig.parse("2x24", intermediate_size=32, num_attention_heads=3, max_position_embeddings=64)
 model = Bert(config, torch.Generator().manual_seed(0)).eval()
+other = Bert(config, torch.Generator().manual_seed(1)).eval()
 weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 distances = {"hidden loss": torch.arange(12.0).reshape(2, 6), "attention loss": torch.ones(2, 6)}
 """
 # general-4x312: its tokenizer travels with the course, so that no network is needed
 WIDGETS = {
     "head_explorer": 'widgets.head_explorer(model, load_tokenizer("general-4x312"), "A good film.")',
+    "attention_pair_explorer": (
+        'widgets.attention_pair_explorer(model, other, load_tokenizer("general-4x312"), (1, 2), "A good film.")'
+    ),
     "scale_explorer": "widgets.scale_explorer()",
     "position_explorer": "widgets.position_explorer()",
     "temperature_explorer": (
@@ -133,10 +137,15 @@ def lab(chromium, tmp_path_factory) -> Iterator[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Give the server's environment: every setting in the folder, and the news, which open a dialog, turned off."""
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    silent = {"fetchNews": "false", "checkForUpdates": False}
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(silent))
+    # no news in a dialog; and no cell taken out of the page because it is scrolled away
+    told = {
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        "notebook-extension/tracker": {"windowingMode": "none"},
+    }
+    for name, values in told.items():
+        file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     places = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",

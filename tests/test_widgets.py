@@ -221,3 +221,40 @@ def test_a_layer_map_shows_its_losses_and_what_is_odd_about_it():
     circles = parse(drawing).findall("svg/circle")
     assert [c.get("fill") for c in circles].count("none") == 4, "teacher layers that teach nobody are hollow"
     assert len(parse(drawing).findall("svg/line")) == 2
+
+
+# -- lesson 07: teacher and student side by side --------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(small, tokenizer):
+    other = Bert(small.config, torch.Generator().manual_seed(1)).eval()
+    return small, other, widgets.attention_pair_explorer(small, other, tokenizer, (2, 1), "The film was not good.")
+
+
+def test_the_student_stands_beside_the_layer_that_it_learns_from(pair, tokenizer):
+    teacher, student, widget = pair
+    controls, drawing = parts(widget)
+    controls["Layer"].value, controls["Head"].value = 2, 3
+    ids = tokenizer("The film was not good.", return_tensors="pt")["input_ids"]
+    ours = student(ids, keep_scores=(2,)).scores[2][0, 2].softmax(-1)
+    theirs = teacher(ids, keep_scores=(1,)).scores[1][0, 2].softmax(-1)
+    apart = (ours - theirs).abs().sum(-1).mean().item() / 2
+    assert f"move {apart:.0%} of its weight" in drawing.value
+    assert "student, layer 2, head 3" in drawing.value
+    assert "teacher, layer 1, head 3" in drawing.value
+    assert len(labels(drawing)) == 2 * ids.shape[1], "the tokens stand beside both"
+
+
+def test_a_model_beside_itself_moves_nothing(small, tokenizer):
+    _, drawing = parts(widgets.attention_pair_explorer(small, small, tokenizer, (1, 2), "The film."))
+    assert "move 0% of its weight" in drawing.value
+
+
+def test_the_pair_answers_an_empty_sentence_and_a_slider_at_once(pair):
+    controls, drawing = parts(pair[2])
+    before = drawing.value
+    assert seconds(lambda: setattr(controls["Head"], "value", 3 - controls["Head"].value)) < PATIENCE
+    assert drawing.value != before
+    controls["Your sentence"].value = "  "
+    assert "type a sentence" in drawing.value

@@ -81,8 +81,16 @@ def _label(text: str, x: int, y: int, font: int, anchor: str, more: str = "") ->
 
 def heat_map(weights: Float[Tensor, "T S"], rows: Sequence[str], columns: Sequence[str], alt: str) -> str:
     """Return a matrix of weights as SVG: dark = none, bright = most; hover to see a number."""
+    width, height, parts = _map_parts(weights, rows, columns)
+    return _svg(width, height, alt, parts)
+
+
+def _map_parts(
+    weights: Float[Tensor, "T S"], rows: Sequence[str], columns: Sequence[str], room: int = 620
+) -> tuple[int, int, list[str]]:
+    """Return width, height and elements of a heat map whose cells share ``room`` pixels."""
     T, S = weights.shape
-    size = max(13, min(30, 620 // max(T, S)))
+    size = max(13, min(30, room // max(T, S)))
     font = min(14, size - 1)
     margin = 12 + round(0.62 * font * max(map(len, (*rows, *columns))))  # 0.62: a monospace letter's width
     parts = [
@@ -95,7 +103,7 @@ def heat_map(weights: Float[Tensor, "T S"], rows: Sequence[str], columns: Sequen
         x = margin + s * size + size // 2
         turned = f' transform="rotate(-90 {x} {margin - 5})"'
         parts.append(_label(name, x, margin - 5, font, "start", turned))
-    return _svg(margin + S * size + 1, margin + T * size + 1, alt, parts)
+    return margin + S * size + 1, margin + T * size + 1, parts
 
 
 def _cells(
@@ -174,6 +182,50 @@ def head_explorer(
         text=ipywidgets.Text(sentence, description="Your sentence", continuous_update=False, **FORM),
         layer=ipywidgets.IntSlider(1, 1, model.config.num_hidden_layers, description="Layer", **FORM),
         head=ipywidgets.IntSlider(1, 1, model.config.num_attention_heads, description="Head", **FORM),
+    )
+
+
+def attention_pair_explorer(
+    teacher: Bert, student: Bert, tokenizer, layer_map: Sequence[int],
+    sentence: str = "The film was not good, but the actors were.",
+) -> ipywidgets.VBox:  # fmt: skip
+    """Show where a head of the student looks beside the same head of the teacher layer g(m) that it learns from.
+
+    Row = the token that asks. The sentence says which share of its weight a row of the student would have to move, on
+    average, to look where the teacher does: half the sum of the differences, 0 = the same, 1 = at other tokens altogether.
+    """
+    limit = min(MAX_TOKENS, *(model.config.max_position_embeddings for model in (teacher, student)))
+
+    @lru_cache(maxsize=16)
+    def look(text: str):
+        ids = encode(tokenizer, [text], max_length=limit).ids[0]
+        return tokenizer.convert_ids_to_tokens(ids.tolist()), _every_weight(student, ids), _every_weight(teacher, ids)
+
+    def draw(text: str, layer: int, head: int) -> str:
+        tokens, ours, theirs = look(" ".join(text[:MAX_CHARACTERS].split()))
+        if len(tokens) <= tokenizer.num_special_tokens_to_add():
+            return note("There is no word to look at yet: type a sentence above and press Enter.")
+        n = layer_map[layer - 1]
+        pair = {f"student, layer {layer}": ours[layer][head - 1], f"teacher, layer {n}": theirs[n][head - 1]}
+        apart = (ours[layer][head - 1] - theirs[n][head - 1]).abs().sum(-1).mean().item() / 2
+        parts, across, down = [], 0, 0
+        for name, weights in pair.items():
+            width, height, cells = _map_parts(weights, tokens, tokens, room=280)
+            parts.append(f'<g transform="translate({across} 20)">{"".join(cells)}</g>')
+            parts.append(_label(f"{name}, head {head}", across + width // 2, 10, 13, "middle"))
+            across, down = across + width + 24, height + 20
+        alt = f"Attention of head {head}: student layer {layer} beside teacher layer {n}; a share of {apart:.2f} looks elsewhere."
+        caption = (
+            f"Head {head}: the student's layer {layer} learns from the teacher's layer {n}. On average a row of the student would "
+            f"have to move {apart:.0%} of its weight to look where the teacher looks."
+        )
+        return note(caption) + _svg(across, down, alt, parts)
+
+    return explorer(
+        draw,
+        text=ipywidgets.Text(sentence, description="Your sentence", continuous_update=False, **FORM),
+        layer=ipywidgets.IntSlider(1, 1, student.config.num_hidden_layers, description="Layer", **FORM),
+        head=ipywidgets.IntSlider(1, 1, student.config.num_attention_heads, description="Head", **FORM),
     )
 
 
