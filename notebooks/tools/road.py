@@ -66,7 +66,7 @@ def draw() -> str:
         f'<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
         f'<path d="M0 0 L8 4 L0 8 z" fill="{GREY}"/></marker>',
     ]
-    for x, (name, (colour, members)) in zip((12, 210, 494), PARTS.items(), strict=True):
+    for x, (name, (colour, members)) in zip((12, 200, 530), PARTS.items(), strict=True):
         parts.append(f'<text x="{x}" y="26" font-size="15" fill="{colour}">■ {name} ({members[:2]} to {members[-2:]})</text>')
     for index in range(len(STOPS)):
         parts += _stop(index)
