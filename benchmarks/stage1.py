@@ -4,7 +4,7 @@ layers it learns from, what of the attention is matched, its shape, its vocabula
 Each variant gets the operations of --steps steps of the default (``general.Settings``), and so fewer steps where one costs
 more. Its losses on held-out text are those of ``general.distill_general``, attention on scores whatever it trained on; they
 compare variants with the same map. All share the second yardstick: one epoch of soft targets on movie reviews, and then how
-close the student is to its teacher. Two rows without stage 1 show the scale.
+close the student is to its teacher. Two rows without stage 1 and the shipped student show the scale.
 
 Writes data/results/stage1.json after each run; a run that the file already holds (same settings, corpus, data and precision)
 is not repeated. Options: --steps, --seeds 0, --only NAME …, --precision, --out FILE.
@@ -38,7 +38,7 @@ class Variant:
 
     changes: dict = field(default_factory=dict)
     common: int = 0  # pieces that occur less often are read as [UNK]
-    start: str | None = None  # no stage 1: the task starts here (distill.first_student)
+    start: str | None = None  # no stage 1 of its own: the task starts here (distill.first_student)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def variants() -> dict[str, Variant]:
         "a tenth of the attention loss": Variant({"weights": replace(w, attention=0.1)}),
         **shapes,
         f"pieces that occur {COMMON} times": Variant(common=COMMON),
+        "the shipped student": Variant(start="general"),  # many more steps: what the short runs are on the way to
         "no stage 1, cut from the teacher": Variant(start="teacher"),
         "no stage 1, random start": Variant(start="random"),
     }
@@ -109,7 +110,9 @@ def first_stage(
     """Return the student that the task starts from, with the task's head, its projections and its part of the row."""
     if variant.start:
         student, projections = distill.first_student(given.teacher, TASK.replace(start=variant.start, seed=settings.seed))
-        return student, projections, {"steps": 0, "parameters": measure.parameters(student)}
+        folder = general.shipped_for(given.teacher, student.config)
+        steps = general.card(folder)["settings"]["steps"] if variant.start == "general" and folder else 0
+        return student, projections, {"steps": steps, "parameters": measure.parameters(student)}
     student = general.first_student(given.pretrained, settings)
     rows = rows_of(given, variant.common) if variant.common else torch.arange(student.config.vocab_size)
     read_as(student, rows)
