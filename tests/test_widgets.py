@@ -258,3 +258,5 @@ def test_the_pair_answers_an_empty_sentence_and_a_slider_at_once(pair):
     assert drawing.value != before
     controls["Your sentence"].value = "  "
     assert "type a sentence" in drawing.value
+    controls["Your sentence"].value = "film " * 80
+    assert "the picture shows the first 48" in drawing.value

@@ -154,35 +154,17 @@ def head_explorer(
     Row = the token that asks, column = the token it looks at; each row sums to 1. The model runs once a
     sentence (after Enter, or on leaving the box); the sliders for layer and head only redraw.
     """
-    limit = min(MAX_TOKENS, model.config.max_position_embeddings)
 
-    @lru_cache(maxsize=16)
-    def look(text: str):
-        too_long = len(encode(tokenizer, [text], max_length=limit + 1).ids[0]) > limit
-        ids = encode(tokenizer, [text], max_length=limit).ids[0]
-        return tokenizer.convert_ids_to_tokens(ids.tolist()), _every_weight(model, ids), too_long
-
-    def draw(text: str, layer: int, head: int) -> str:
-        tokens, weights, too_long = look(" ".join(text[:MAX_CHARACTERS].split()))
-        if len(tokens) <= tokenizer.num_special_tokens_to_add():
-            return note("There is no word to look at yet: type a sentence above and press Enter.")
-        shown = weights[layer][head - 1]
+    def shown(tokens: list[str], weights: list[dict[int, Tensor]], layer: int, head: int) -> tuple[str, str]:
+        chosen = weights[0][layer][head - 1]
         caption = (
             f"Layer {layer}, head {head}. Row: the token that asks. Column: the token it looks at. "
-            f"The brightest cell is {shown.max():.2f}."
+            f"The brightest cell is {chosen.max():.2f}."
         )
-        if too_long:
-            caption += f" Your sentence has more than {limit} tokens; the picture shows the first {limit}."
         alt = f"Attention weights of layer {layer}, head {head}, for {len(tokens)} tokens."
-        return note(caption) + heat_map(shown, tokens, tokens, alt)
+        return caption, heat_map(chosen, tokens, tokens, alt)
 
-    return explorer(
-        draw,
-        # not on every letter: half a word means nothing to the model
-        text=ipywidgets.Text(sentence, description="Your sentence", continuous_update=False, **FORM),
-        layer=ipywidgets.IntSlider(1, 1, model.config.num_hidden_layers, description="Layer", **FORM),
-        head=ipywidgets.IntSlider(1, 1, model.config.num_attention_heads, description="Head", **FORM),
-    )
+    return _attention_explorer([model], tokenizer, sentence, shown)
 
 
 def attention_pair_explorer(
@@ -194,23 +176,14 @@ def attention_pair_explorer(
     Row = the token that asks. The sentence says which share of its weight a row of the student would have to move, on
     average, to look where the teacher does: half the sum of the differences, 0 = the same, 1 = at other tokens altogether.
     """
-    limit = min(MAX_TOKENS, *(model.config.max_position_embeddings for model in (teacher, student)))
 
-    @lru_cache(maxsize=16)
-    def look(text: str):
-        ids = encode(tokenizer, [text], max_length=limit).ids[0]
-        return tokenizer.convert_ids_to_tokens(ids.tolist()), _every_weight(student, ids), _every_weight(teacher, ids)
-
-    def draw(text: str, layer: int, head: int) -> str:
-        tokens, ours, theirs = look(" ".join(text[:MAX_CHARACTERS].split()))
-        if len(tokens) <= tokenizer.num_special_tokens_to_add():
-            return note("There is no word to look at yet: type a sentence above and press Enter.")
+    def shown(tokens: list[str], weights: list[dict[int, Tensor]], layer: int, head: int) -> tuple[str, str]:
         n = layer_map[layer - 1]
-        pair = {f"student, layer {layer}": ours[layer][head - 1], f"teacher, layer {n}": theirs[n][head - 1]}
-        apart = (ours[layer][head - 1] - theirs[n][head - 1]).abs().sum(-1).mean().item() / 2
+        ours, theirs = weights[0][layer][head - 1], weights[1][n][head - 1]
+        apart = (ours - theirs).abs().sum(-1).mean().item() / 2
         parts, across, down = [], 0, 0
-        for name, weights in pair.items():
-            width, height, cells = _map_parts(weights, tokens, tokens, room=280)
+        for name, chosen in ((f"student, layer {layer}", ours), (f"teacher, layer {n}", theirs)):
+            width, height, cells = _map_parts(chosen, tokens, tokens, room=280)
             parts.append(f'<g transform="translate({across} 20)">{"".join(cells)}</g>')
             parts.append(_label(f"{name}, head {head}", across + width // 2, 10, 13, "middle"))
             across, down = across + width + 24, height + 20
@@ -219,13 +192,40 @@ def attention_pair_explorer(
             f"Head {head}: the student's layer {layer} learns from the teacher's layer {n}. On average a row of the student would "
             f"have to move {apart:.0%} of its weight to look where the teacher looks."
         )
-        return note(caption) + _svg(across, down, alt, parts)
+        return caption, _svg(across, down, alt, parts)
 
+    return _attention_explorer([student, teacher], tokenizer, sentence, shown)
+
+
+def _attention_explorer(models: Sequence[Bert], tokenizer, sentence: str, shown: Callable) -> ipywidgets.VBox:
+    """Let the learner choose a sentence, and a layer and head of the first model.
+
+    ``shown(tokens, weights, layer, head)`` gives the caption and the picture; ``weights`` holds each model's, by layer.
+    """
+    limit = min(MAX_TOKENS, *(model.config.max_position_embeddings for model in models))
+
+    @lru_cache(maxsize=16)
+    def look(text: str):
+        too_long = len(encode(tokenizer, [text], max_length=limit + 1).ids[0]) > limit
+        ids = encode(tokenizer, [text], max_length=limit).ids[0]
+        return tokenizer.convert_ids_to_tokens(ids.tolist()), [_every_weight(model, ids) for model in models], too_long
+
+    def draw(text: str, layer: int, head: int) -> str:
+        tokens, weights, too_long = look(" ".join(text[:MAX_CHARACTERS].split()))
+        if len(tokens) <= tokenizer.num_special_tokens_to_add():
+            return note("There is no word to look at yet: type a sentence above and press Enter.")
+        caption, drawing = shown(tokens, weights, layer, head)
+        if too_long:
+            caption += f" Your sentence has more than {limit} tokens; the picture shows the first {limit}."
+        return note(caption) + drawing
+
+    config = models[0].config
     return explorer(
         draw,
+        # not on every letter: half a word means nothing to the model
         text=ipywidgets.Text(sentence, description="Your sentence", continuous_update=False, **FORM),
-        layer=ipywidgets.IntSlider(1, 1, student.config.num_hidden_layers, description="Layer", **FORM),
-        head=ipywidgets.IntSlider(1, 1, student.config.num_attention_heads, description="Head", **FORM),
+        layer=ipywidgets.IntSlider(1, 1, config.num_hidden_layers, description="Layer", **FORM),
+        head=ipywidgets.IntSlider(1, 1, config.num_attention_heads, description="Head", **FORM),
     )
 
 
