@@ -164,7 +164,7 @@ def head_explorer(
         alt = f"Attention weights of layer {layer}, head {head}, for {len(tokens)} tokens."
         return caption, heat_map(chosen, tokens, tokens, alt)
 
-    return _attention_explorer([model], tokenizer, sentence, shown)
+    return _attention_widget([model], tokenizer, sentence, shown)
 
 
 def attention_pair_explorer(
@@ -194,10 +194,10 @@ def attention_pair_explorer(
         )
         return caption, _svg(across, down, alt, parts)
 
-    return _attention_explorer([student, teacher], tokenizer, sentence, shown)
+    return _attention_widget([student, teacher], tokenizer, sentence, shown)
 
 
-def _attention_explorer(models: Sequence[Bert], tokenizer, sentence: str, shown: Callable) -> ipywidgets.VBox:
+def _attention_widget(models: Sequence[Bert], tokenizer, sentence: str, shown: Callable) -> ipywidgets.VBox:
     """Let the learner choose a sentence, and a layer and head of the first model.
 
     ``shown(tokens, weights, layer, head)`` gives the caption and the picture; ``weights`` holds each model's, by layer.
