@@ -60,8 +60,8 @@ def curves(series: Mapping[str, Sequence[float]], ax: Axes, x: Sequence[float] |
 def heatmap(
     values,
     ax: Axes,
-    rows: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
+    rows: Sequence[str | int] | None = None,
+    columns: Sequence[str | int] | None = None,
     annotate: str | None = None,
     **options,
 ) -> Axes:
