@@ -41,6 +41,10 @@ config = BertConfig.parse("2x24", intermediate_size=32, num_attention_heads=3, m
 model = Bert(config, torch.Generator().manual_seed(0)).eval()
 other = Bert(config, torch.Generator().manual_seed(1)).eval()
 weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+models = [
+    {"name": f"model {i}", "accuracy": 0.9 - 0.02 * i, "megabytes": 80 / 2**i, "milliseconds": 9.0 - i, "parameters": 10**6}
+    for i in range(4)
+]
 distances = {"hidden loss": torch.arange(12.0).reshape(2, 6), "attention loss": torch.ones(2, 6)}
 """
 # general-4x312: its tokenizer travels with the course, so that no network is needed
@@ -55,6 +59,7 @@ WIDGETS = {
         'widgets.temperature_explorer(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0]), ["yes", "no"])'
     ),
     "pruning_explorer": "widgets.pruning_explorer(weights, {0.0: 0.9, 0.5: 0.8, 0.9: 0.5})",
+    "pareto_explorer": "widgets.pareto_explorer(models)",
     "layer_map_explorer": "widgets.layer_map_explorer(distances, (3, 6))",
 }
 # no alt text, no label, and a picture that nothing moves

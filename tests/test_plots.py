@@ -15,6 +15,7 @@ from tinylib import plots
 RNG = np.random.default_rng(0)
 SEEDS = {"labels alone": [0.80, 0.81, 0.79], "soft targets": [0.82, 0.83, 0.82]}
 MODEL = {"name": "student", "accuracy": 0.83, "interval": (0.81, 0.85), "megabytes": 57.4}
+POINT = {"name": "student", "accuracy": 0.83, "megabytes": 57.4, "milliseconds": 6.0, "parameters": 10**7}
 CALLS = {
     "block_diagram": lambda ax: plots.block_diagram(["attention", "+"], ax, skips=[(0, 1)], side={0: "x"}),
     "curves": lambda ax: plots.curves({"loss": [3.0, 2.0, 1.0], "other": [2.0, 2.0, 2.0]}, ax),
@@ -26,6 +27,7 @@ CALLS = {
     "magnitudes": lambda ax: plots.magnitudes(RNG.normal(size=(20, 30)), 0.5, ax),
     "packed_rows": lambda ax: plots.packed_rows([[("a", 5), ("b", 3)], [("b", 7)]], 10, ax),
     "paired_seeds": lambda ax: plots.paired_seeds(SEEDS, ax),
+    "pareto": lambda ax: plots.pareto([POINT], [POINT | {"name": "small", "megabytes": 5.0}], ax),
     "reliability": lambda ax: plots.reliability(RNG.uniform(0.5, 1, 60), RNG.integers(2, size=60), ax),
     "seed_bars": lambda ax: plots.seed_bars(SEEDS, ax),
     "signed_bars": lambda ax: plots.signed_bars({"bad": -2.0, "good": 1.5}, ax),
@@ -103,3 +105,23 @@ def test_a_models_name_crosses_no_other_models_interval(ax):
     for name in ax.texts:
         box = name.get_window_extent().transformed(ax.transData.inverted())
         assert not any(box.x0 <= size <= box.x1 for size in sizes.values()), name.get_text()
+
+
+def test_a_text_that_is_cut_or_reaches_into_another_panel_is_found_and_refused_under_test(monkeypatch):
+    fig, axes = plots.figure(1, 2, width=6, height=3)
+    axes[0].set(title="fits", xlabel="x", ylabel="y")
+    axes[1].twinx().set_ylabel("a second axis")
+    assert plots.outside(fig) == []
+    axes[0].set_title("a title that is far too long for the panel that it stands above, reaching over the next")
+    fig.text(0.9, 0.01, "cut by the frame")
+    assert len(plots.outside(fig)) == 2
+    monkeypatch.setenv("TINYLIB_TYPECHECK", "1")
+    with pytest.raises(ValueError, match="cut by the frame"):
+        plots.show(fig, "alt")
+    plt.close(fig)
+
+
+def test_ticks_beyond_the_ends_of_an_axis_are_not_taken_for_cut_texts(ax):
+    ax.plot([1, 2], [3, 4])
+    ax.set(xlim=(1.4, 1.6), xticks=[0, 1.5, 40])
+    assert plots.outside(ax.figure) == []

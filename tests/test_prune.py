@@ -455,7 +455,8 @@ def test_each_method_prunes_and_recovers(model, examples, method):
     sizes = (found.config.intermediate_size, found.config.num_hidden_layers)
     assert sizes == {"neurons": (20, 3), "layers": (40, 1)}.get(method, (40, 3))
     zeros = prune.sparsity_of(found)
-    assert zeros == pytest.approx({"magnitude": 0.5, "heads": 0.5 * 4 * 24 / (4 * 24 + 80)}.get(method, 0), abs=1e-2)
+    assert zeros == pytest.approx(0.5 if method == "magnitude" else 0, abs=1e-2)
+    assert found.config.num_attention_heads == (2 if method == "heads" else 4)
     assert run(found).shape == (1, 2)
 
 

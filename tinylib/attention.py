@@ -78,28 +78,29 @@ def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "T C"]:
 
 
 class MultiHeadAttention(nn.Module):
-    """Attend with H heads of width C/H and mix their outputs (Vaswani et al. 2017, section 3.2.2).
+    """Attend with H heads of width D = C/H, or ``head_width``, and mix their outputs (Vaswani et al. 2017, section 3.2.2).
 
-    Raises UserError if the heads do not divide the width.
+    Raises UserError if the heads do not divide the width and no head_width is given.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, head_width: int | None = None):
         super().__init__()
         if heads < 1 or width < 1:
             raise UserError(f"width={width} and heads={heads} must both be at least 1")
-        if width % heads:
+        if head_width is None and width % heads:
             fitting = heads * math.ceil(width / heads)
             raise UserError(f"width={width} must be a multiple of heads={heads}; try width={fitting}")
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        inner = heads * (head_width or width // heads)  # C, unless heads were removed
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner)
+        self.value = nn.Linear(width, inner)
+        self.output = nn.Linear(inner, width)
 
-    def split(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T D"]:
-        """Cut the width into heads: head h reads columns h·D…(h+1)·D."""
-        B, T, C = x.shape
-        return x.view(B, T, self.heads, C // self.heads).transpose(1, 2)
+    def split(self, x: Float[Tensor, "B T HD"]) -> Float[Tensor, "B H T D"]:
+        """Cut the columns into heads: head h reads columns h·D…(h+1)·D."""
+        B, T, inner = x.shape
+        return x.view(B, T, self.heads, inner // self.heads).transpose(1, 2)
 
     def value_relations(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T T"]:
         """Return v·vᵀ/√D, how alike the values of each head are, before mask and softmax (Wang et al. 2020, eq. 6)."""

@@ -87,7 +87,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         C, eps = config.hidden_size, config.layer_norm_eps
-        self.attention = MultiHeadAttention(C, config.num_attention_heads, config.attention_probs_dropout_prob)
+        self.attention = MultiHeadAttention(
+            C, config.num_attention_heads, config.attention_probs_dropout_prob, config.head_width
+        )
         self.attention_norm = nn.LayerNorm(C, eps=eps)
         self.up = nn.Linear(C, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, C)

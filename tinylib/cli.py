@@ -127,7 +127,8 @@ def _prune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, metavar="DIR")
     _data_and_out(sub)
     sub.add_argument("--sparsity", type=_share, default=0.5, help="share to remove, 0 ≤ s < 1 (default 0.5)")
-    sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude")
+    method = "of single weights (zeros stay in their place), or of heads, neurons or layers, which makes the model smaller"
+    sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude", help=method)
     teacher = "recover on this teacher's soft targets instead of the labels"
     sub.add_argument("--teacher", metavar="MODEL", help=teacher)
     sub.add_argument("--epochs", type=_count0, default=2)

@@ -36,12 +36,15 @@ class BertConfig:
     hidden_act: str = "gelu"
     head: str | None = None  # None, "classification" or "masked_lm"
     labels: tuple[str, ...] = ()
+    head_dim: int | None = None  # D; None: C/H, the only layout that transformers' BERT knows
 
     def __post_init__(self):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_dim is not None and self.head_dim < 1:
+            raise UserError(f"head_dim={self.head_dim} must be at least 1, or left out for hidden_size / num_attention_heads")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             up = self.num_attention_heads * -(-self.hidden_size // self.num_attention_heads)
             raise UserError(
                 f"hidden_size={self.hidden_size} must be a multiple of "
@@ -112,6 +115,11 @@ class BertConfig:
         }
         return cls(**(sizes | changes))
 
+    @property
+    def head_width(self) -> int:
+        """Return D, the columns of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     def replace(self, **changes) -> "BertConfig":
         """Return a copy with some fields changed, checked again."""
         return replace(self, **changes)
@@ -145,7 +153,9 @@ class BertConfig:
         kind = type(getattr(cls, name))  # of the default
         if kind is float and type(value) is int:
             return float(value)
-        if type(value) is kind or (name == "pad_token_id" and value is None):
+        if name == "head_dim":
+            kind = int
+        if type(value) is kind or (name in ("pad_token_id", "head_dim") and value is None):
             return value
         words = {int: "a whole number", float: "a number", str: "a text"}
         raise UserError(f"{name}={value!r} must be {words[kind]}; {getattr(cls, name)!r} is BERT-base's")
@@ -153,6 +163,8 @@ class BertConfig:
     def to_dict(self) -> dict:
         """Return the content of a config.json that ``transformers`` reads."""
         stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("head", "labels")}
+        if self.head_dim is None:  # a key that transformers' BERT does not know
+            del stored["head_dim"]
         stored |= {"model_type": "bert", "architectures": [ARCHITECTURES[self.head]]}
         if self.labels:
             stored["id2label"] = {str(i): name for i, name in enumerate(self.labels)}

@@ -6,13 +6,14 @@ A lesson never needs another to have run: what is not in the cache is made here,
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tinylib import augment, datasets, distill, general, mlm, models
+from tinylib import augment, datasets, distill, general, ledger, mlm, models
 from tinylib.bert import Bert
 from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
@@ -254,3 +255,14 @@ def run_folder(name: str, settings: distill.Settings, prepared: Prepared) -> Pat
     folder = models.cache_folder() / "runs" / f"{name}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def enter(rows: Sequence[dict], lesson: str, data: str | None = None) -> None:
+    """Write measured models (``ledger.entry``, ``job.row``) into the learner's Pareto ledger; data: the tier's own if None."""
+    ledger.add(rows, lesson, data or tier().data, tier().name)
+
+
+def entered() -> tuple[list[dict], list[dict]]:
+    """Return the ledger's rows of the tier's data: the learner's, and those that ship with the course."""
+    where = tier().data, tier().name
+    return ledger.rows(*where), ledger.course_rows(*where)

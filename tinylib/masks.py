@@ -183,22 +183,28 @@ def random_masks(model: Bert, sparsity: float, generator: torch.Generator, embed
     return Masks({name: magnitude_mask(lot, sparsity) for name, lot in lots.items()})
 
 
+def head_sizes(model: Bert) -> Float[Tensor, "L H"]:
+    """Return ‖W_V‖·‖W_O‖ of each head, its rows of value and columns of output: a bound on what it can add."""
+    H, found = model.config.num_attention_heads, []
+    for layer in model.layers:
+        value = layer.attention.value.weight.detach().unflatten(0, (H, -1)).flatten(1).norm(dim=1)
+        output = layer.attention.output.weight.detach().unflatten(1, (H, -1)).norm(dim=(0, 2))
+        found.append(value * output)
+    return torch.stack(found)
+
+
 def head_masks(model: Bert, share: float) -> Masks:
     """Return masks that remove ``round(share · H)`` heads of each layer.
 
-    A head is D rows of query, key and value and D columns of output. Those go whose product ‖W_O‖·‖W_V‖ is
-    smallest: it bounds what a head can add to the residual stream.
+    A head is D rows of query, key and value and D columns of output. Those go that ``head_sizes`` finds smallest.
     """
     H = model.config.num_attention_heads
     whole_count(share, H, "heads")
     keep = {}
-    for i, layer in enumerate(model.layers):
+    for i, (layer, sizes) in enumerate(zip(model.layers, head_sizes(model), strict=True)):
         attention = layer.attention
-        value = attention.value.weight.detach().unflatten(0, (H, -1)).flatten(1).norm(dim=1)
-        output = attention.output.weight.detach().unflatten(1, (H, -1)).norm(dim=(0, 2))
-        D = attention.value.weight.shape[0] // H
-        kept = magnitude_mask(value * output, share)
-        rows = kept.repeat_interleave(D)[:, None].expand_as(attention.value.weight)
+        kept = magnitude_mask(sizes, share)
+        rows = kept.repeat_interleave(model.config.head_width)[:, None].expand_as(attention.value.weight)
         for name in ("query", "key", "value"):
             keep[f"layers.{i}.attention.{name}.weight"] = rows.clone()
         keep[f"layers.{i}.attention.output.weight"] = rows.T.clone()

@@ -39,8 +39,9 @@ def flops(config: BertConfig, length: int, batch: int = 1) -> int:
     T, C, F = length, config.hidden_size, config.intermediate_size
     if T < 1 or batch < 1:
         raise UserError(f"length={length} and batch={batch} must both be at least 1")
-    projections = 4 * T * C * C  # query, key, value, output
-    attention = 2 * T * T * C  # q·kᵀ and weights·v: H heads of width C/H each
+    inner = config.num_attention_heads * config.head_width  # C, unless heads were removed
+    projections = 4 * T * C * inner  # query, key, value, output
+    attention = 2 * T * T * inner  # q·kᵀ and weights·v
     ffn = 2 * T * C * F
     multiply_adds = config.num_hidden_layers * (projections + attention + ffn)
     if config.head == "classification":

@@ -5,6 +5,7 @@ with them. ``show(fig, alt)`` puts a figure on the page with its alt text.
 """
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,10 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import Bbox, BboxBase
+
+from tinylib import ledger
 
 # Okabe & Ito 2008, "Color Universal Design"; black last, since axes and text use it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -34,11 +38,42 @@ def figure(rows: int = 1, columns: int = 1, width: float | int = 8.0, height: fl
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
 
 
+def outside(fig: Figure) -> list[str]:
+    """Return the texts of a figure that reach over its edge, and would be cut, or from one panel into another."""
+    fig.canvas.draw()  # the layout is made while drawing
+    renderer, drawn = fig.canvas.get_renderer(), []
+    draw_text = renderer.draw_text
+    # what is really drawn: a figure also holds texts that are not, such as ticks beyond an axis' end
+    renderer.draw_text = lambda *args, mtext=None, **more: (drawn.append(mtext), draw_text(*args, mtext=mtext, **more))
+    fig.draw(renderer)
+    del renderer.draw_text
+    panels = {ax: ax.get_window_extent(renderer) for ax in fig.axes}
+    found = []
+    for text in dict.fromkeys(t for t in drawn if t is not None and t.get_text().strip()):
+        box, own = text.get_window_extent(renderer), panels.get(text.axes)
+        beyond = box.x0 < -1 or box.y0 < -1 or box.x1 > fig.bbox.x1 + 1 or box.y1 > fig.bbox.y1 + 1
+        # panels that share their place (twin axes, insets) share their texts' place too
+        others = [p for p in panels.values() if own and p is not own and not _overlap(p, own)]
+        if beyond or any(_overlap(box, p) for p in others):
+            found.append(text.get_text())
+    return found
+
+
+def _overlap(one: BboxBase, other: BboxBase) -> bool:
+    both = Bbox.intersection(one, other)
+    return both is not None and both.width > 2 and both.height > 2
+
+
 def show(fig: Figure, alt: str) -> None:
-    """Display a figure as PNG with alt text that says what it shows, and close it."""
+    """Display a figure as PNG with alt text that says what it shows, and close it.
+
+    While shapes are checked (``TINYLIB_TYPECHECK=1``, as under test) a text that is cut by the frame raises ValueError.
+    """
     from IPython.display import Image, display
     from PIL import Image as Pillow
 
+    if os.environ.get("TINYLIB_TYPECHECK") == "1" and (cut := outside(fig)):
+        raise ValueError(f"these texts reach over the figure's edge or into another panel: {cut}; make the figure larger")
     drawn, small = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=100)
     plt.close(fig)
@@ -102,6 +137,41 @@ def trade_off(rows: Sequence[Mapping], ax: Axes, x: str = "megabytes", label: st
         ax.annotate(row["name"], (row[x], 100 * row["accuracy"]), textcoords="offset points", **place)
     ax.set_xlim(0, 1.35 * widest)
     ax.set(xlabel=label, ylabel="test accuracy (%)")
+    return ax
+
+
+def pareto(own: Sequence[Mapping], behind: Sequence[Mapping], ax: Axes, cost: str = "megabytes") -> Axes:
+    """Draw the ledger's models as numbered points, accuracy over a cost (log scale), and the front of those not beaten.
+
+    ``own``: filled where on the front, hollow where another model is cheaper and no less accurate. ``behind``: the course's,
+    small and grey. The legend names the numbers.
+    """
+    number, best = ledger.numbers(own, behind), ledger.front(own, cost)
+    ends = [min(row[cost] for row in [*own, *behind]) / 1.5, max(row[cost] for row in [*own, *behind]) * 1.5]
+    for row in behind:
+        ax.plot(row[cost], 100 * row["accuracy"], "o", color="0.75", markersize=6, zorder=1)
+    if best:
+        at, up = zip(*((row[cost], 100 * row["accuracy"]) for row in best), strict=True)
+        ax.plot([*at, ends[1]], [*up, up[-1]], drawstyle="steps-post", color=COLOURS[0], linewidth=1.5, zorder=2)
+    for row in own:
+        unbeaten = row in best
+        fill = {"color": COLOURS[0]} if unbeaten else {"markerfacecolor": "white", "markeredgecolor": COLOURS[1]}
+        ax.plot(row[cost], 100 * row["accuracy"], "o" if unbeaten else "s", markersize=15, zorder=3, **fill)
+    named = {row["name"] for row in own}
+    for row in [*own, *(row for row in behind if row["name"] not in named)]:
+        mine = row["name"] in named
+        ink = ("white" if row in best else "black") if mine else "0.35"
+        shift = (0, 0) if mine else (0, 9)
+        place = {"textcoords": "offset points", "xytext": shift, "ha": "center", "va": "center"}
+        ax.annotate(str(number[row["name"]]), (row[cost], 100 * row["accuracy"]), **place, color=ink, fontsize=9, zorder=4)
+    names = [plt.Line2D([], [], linestyle="", label=f"{n}  {name}") for name, n in number.items()]
+    legend = ax.legend(handles=names, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False, handlelength=0)
+    for text, name in zip(legend.get_texts(), number, strict=True):
+        text.set_color("black" if name in named else "0.35")
+    ax.set(xscale="log", xlim=ends, xlabel=ledger.COSTS[cost], ylabel="test accuracy (%)")
+    ax.margins(y=0.12)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return ax
 
 

@@ -1,8 +1,8 @@
 """Pruning: from a model to one with fewer weights that has recovered from the loss of the others.
 
 Which weights go is in ``masks``, whose names are at hand here too. Zeros make nothing faster: a matrix
-product multiplies them like any other number. ``prune_neurons`` and ``prune_layers`` make the matrices
-smaller, and those are.
+product multiplies them like any other number. What makes the matrices smaller, and so the model faster, is in
+``structure``: its names are at hand here as well.
 """
 
 import copy
@@ -32,15 +32,26 @@ from tinylib.masks import (
     whole_count,
     whole_masks,
 )  # fmt: skip
-from tinylib.text import LengthBuckets
+from tinylib.structure import (
+    Importance,
+    Movement,
+    magnitude_importance,
+    prune_layers,
+    prune_neurons,
+    restore_heads,
+    shrink,
+    shrink_vocabulary,
+    taylor_importance,
+)
+from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Examples, History, LossFn, classification_loss, fit, predict
 
 __all__ = [
-    "GradualPruner", "Masks", "Recovered", "bitmask_bytes", "by_layer", "cubic_sparsity", "global_masks",
-    "head_masks", "layer_masks", "load_compressed", "magnitude_mask", "prunable", "prune_and_recover",
-    "prune_by", "prune_heads", "prune_layers", "prune_neurons", "random_masks", "recover",
-    "save_compressed", "sensitivity", "sparsity_of", "teacher_loss", "while_distilling",
-    "whole_masks",
+    "GradualPruner", "Importance", "Masks", "Movement", "Recovered", "bitmask_bytes", "by_layer", "cubic_sparsity",
+    "global_masks", "head_masks", "layer_masks", "learn_structure", "load_compressed", "magnitude_importance",
+    "magnitude_mask", "prunable", "prune_and_recover", "prune_by", "prune_heads", "prune_layers", "prune_neurons",
+    "random_masks", "recover", "restore_heads", "save_compressed", "sensitivity", "shrink", "shrink_vocabulary",
+    "sparsity_of", "taylor_importance", "teacher_loss", "while_distilling", "whole_masks",
 ]  # fmt: skip
 
 
@@ -115,9 +126,14 @@ class FirstBatches(LengthBuckets):
         return super()._batches()[: self.steps]
 
 
-def teacher_loss(teacher: Bert, examples: Examples, temperature: float = 1.0) -> LossFn:
-    """Return a ``loss_fn`` that compares logits with the teacher's, which are computed once a text."""
-    targets = predict(teacher, examples.encoded, label="teacher logits").clone()
+def teacher_loss(teacher: Bert, examples: Examples, temperature: float = 1.0, seen: Encoded | None = None) -> LossFn:
+    """Return a ``loss_fn`` that compares logits with the teacher's, which are computed once a text.
+
+    ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another.
+    """
+    targets = predict(teacher, seen or examples.encoded, label="teacher logits").clone()
+    if len(targets) != len(examples):
+        raise UserError(f"the teacher sees {len(targets)} texts and the student {len(examples)}; encode the same texts for both")
 
     def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
@@ -169,6 +185,25 @@ def prune_and_recover(
     run = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}
     history = recover(model, examples, loss_fn, after_step=pruner, **run, **training)
     return Recovered(model, pruner.masks if isinstance(pruner, GradualPruner) else pruner, history)
+
+
+def learn_structure(
+    model: Bert, examples: Examples, loss_fn: LossFn, *, heads: float = 0.0, neurons: float = 0.0, epochs: int = 1,
+    steps: int | None = None, batch_size: int = 32, seed: int = 0, **training,
+) -> tuple[Bert, History]:  # fmt: skip
+    """Train a copy of a model while ``Movement`` closes a growing share of its heads and neurons; return it without them.
+
+    The share grows along ``cubic_sparsity`` over the first two thirds of the run, and the last third recovers. With
+    ``teacher_loss`` the structure is learnt while distilling.
+    """
+    model = copy.deepcopy(model)
+    total = epochs * len(_batches(examples, batch_size, seed, steps))
+    end = max(1, 2 * total // 3)
+    movement = Movement(model, heads, neurons, lambda step: cubic_sparsity(step, 0, end, 1.0))
+    run = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}
+    with movement:
+        history = recover(model, examples, loss_fn, after_step=movement, **run, **training)
+    return shrink(model, heads, neurons, importance=movement.importance()), history
 
 
 def while_distilling(
@@ -223,61 +258,15 @@ def by_layer(model: Bert) -> dict[str, list[str]]:
     return {f"layer {i + 1}": [n for n in names if n.startswith(f"layers.{i}.")] for i in range(len(model.layers))}
 
 
-def prune_neurons(model: Bert, share: float) -> Bert:
-    """Return a smaller Bert without a share of the neurons of each feed-forward network.
-
-    ``round(share · I)`` of I = intermediate_size go. A neuron is a row of ``up`` and a column of ``down``;
-    those with the smallest product of the two norms go. Every layer loses as many, since ``config.json``
-    knows one intermediate_size, so ``transformers`` loads the result.
-    """
-    width = model.config.intermediate_size
-    smaller = _empty_copy(model, intermediate_size=width - whole_count(share, width, "neurons"))
-    state = model.state_dict()
-    for i, layer in enumerate(model.layers):
-        size = layer.up.weight.detach().norm(dim=1) * layer.down.weight.detach().norm(dim=0)
-        keep = magnitude_mask(size, share)
-        for name in ("up.weight", "up.bias"):
-            state[f"layers.{i}.{name}"] = state[f"layers.{i}.{name}"][keep]
-        state[f"layers.{i}.down.weight"] = state[f"layers.{i}.down.weight"][:, keep]
-    smaller.load_state_dict(state)
-    return smaller
-
-
-def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:
-    """Return a smaller Bert with only some encoder layers.
-
-    ``keep``: the numbers (1…L) of those that stay, or how many: then the first ones and the last, whose output the
-    head was trained to read. (After a full fine-tuning the top layers are missed least, Sajjad et al. 2023.)
-    """
-    L = model.config.num_hidden_layers
-    kept = [*range(1, keep), L][: max(keep, 0)] if isinstance(keep, int) else [int(m) for m in keep]
-    if not kept or sorted(set(kept)) != kept or kept[0] < 1 or kept[-1] > L:
-        raise UserError(f"keep={keep} must be 1 to {L}, or rising layer numbers from 1 to {L} such as (1, 2, {L})")
-    smaller = _empty_copy(model, num_hidden_layers=len(kept))
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("layers.")}
-    for i, m in enumerate(kept):
-        state |= {f"layers.{i}.{name}": tensor for name, tensor in model.layers[m - 1].state_dict().items()}
-    smaller.load_state_dict(state)
-    return smaller
-
-
 def prune_heads(model: Bert, share: float) -> Bert:
     """Return a copy with ``round(share · H)`` heads of each layer zeroed.
 
-    To keep them so, recover with ``prune_and_recover(…, make=head_masks)``. The matrices keep their size, so
-    nothing is faster: in Hugging Face's BERT layout H heads have C/H columns each, and fewer heads at the
-    same C would mean wider ones. ``save_compressed`` stores the zeros away.
+    To keep them so, recover with ``prune_and_recover(…, make=head_masks)``. Nothing is smaller or faster: ``shrink`` takes
+    heads out for real.
     """
     pruned = copy.deepcopy(model)
     head_masks(model, share).apply(pruned)
     return pruned
-
-
-def _empty_copy(model: Bert, **changes) -> Bert:
-    """Return a model of other sizes, on the same device, whose weights are still to be filled in."""
-    smaller = Bert(model.config.replace(**changes), torch.Generator()).to(next(model.parameters()).device)
-    smaller.tokenizer_folder = model.tokenizer_folder
-    return smaller.train(model.training)
 
 
 def prune_by(
@@ -286,16 +275,16 @@ def prune_by(
 ) -> Bert:  # fmt: skip
     """Prune by "magnitude", "heads", "neurons" or "layers", recover, and return the new model.
 
-    ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, those below the last). With a
+    ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, those below the last; of heads and
+    neurons, those of smallest ``taylor_importance``). All but magnitude return a smaller model. With a
     ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
     ``recover``.
     """
     loss_fn = teacher_loss(teacher, examples, temperature) if teacher else classification_loss
-    if method in ("magnitude", "heads"):
-        make = whole_masks if method == "magnitude" else head_masks
-        return prune_and_recover(model, examples, sparsity, loss_fn, make=make, **training).model
-    if method == "neurons":
-        smaller = prune_neurons(model, sparsity)
+    if method == "magnitude":
+        return prune_and_recover(model, examples, sparsity, loss_fn, make=whole_masks, **training).model
+    if method in ("heads", "neurons"):
+        smaller = shrink(model, **{method: sparsity}, importance=taylor_importance(model, examples, loss_fn))
     elif method == "layers":
         L = model.config.num_hidden_layers
         smaller = prune_layers(model, L - whole_count(sparsity, L, "layers"))

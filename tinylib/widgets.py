@@ -20,7 +20,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tinylib import plots
+from tinylib import ledger, plots
 from tinylib.bert import Bert
 from tinylib.errors import UserError
 from tinylib.text import encode
@@ -458,3 +458,75 @@ def _map_picture(g: Sequence[int], N: int, alt: str) -> str:
             parts.append(f'<circle cx="{x}" cy="{y}" r="17" fill="{fill}" stroke="currentColor"/>')
             parts.append(_label(f"{letter}{i}", x, y + 1, 13, "middle", ' fill="black"' if i in busy else ""))
     return _svg(640, 150, alt, parts)
+
+
+# -- lessons 09 and 10: size, latency, accuracy ----------------------------------
+
+
+def pareto_explorer(own: Sequence[Mapping], behind: Sequence[Mapping] = ()) -> ipywidgets.VBox:
+    """Show the ledger's models over a cost, and the cheapest one that is at least as accurate as asked.
+
+    ``own``, ``behind``: rows of ``ledger.rows`` and ``ledger.course_rows``; of models in both, the learner's row counts.
+    """
+    named = {row["name"] for row in own}
+    models = [*own, *(row for row in behind if row["name"] not in named)]
+    if not models:
+        raise UserError("the ledger has no models of this data yet; run the cells above, which add some")
+    number = ledger.numbers(own, behind)
+    low, high = (100 * f(row["accuracy"] for row in models) for f in (min, max))
+
+    def draw(cost: str, least: float) -> str:
+        fitting = [row for row in models if 100 * row["accuracy"] >= least]
+        best = min(fitting, key=lambda row: (row[cost], -row["accuracy"]), default=None)
+        if best is None:
+            text = f"No model has {least:.1f} %: the best has {high:.1f} %."
+        else:
+            what = {"megabytes": f"{best['megabytes']:.3g} MB", "milliseconds": f"{best['milliseconds']:.3g} ms"}
+            price = what.get(cost, f"{best['parameters'] / 1e6:.3g} M parameters")
+            text = f"At least {least:.1f} %: cheapest is {number[best['name']]}, {best['name']}, with {price} "
+            text += f"and {100 * best['accuracy']:.1f} %. {len(models) - len(fitting)} of {len(models)} models are too inaccurate."
+        parts = _ledger_parts(models, named, number, best, ledger.front(models, cost), cost, least)
+        return note(text) + _svg(760, max(300, 30 + 17 * len(models)), text, parts)
+
+    costs = {name: key for key, name in ledger.COSTS.items()}
+    choice = ipywidgets.SelectionSlider(options=list(costs.items()), description="Cost", **FORM)
+    floor = ipywidgets.FloatSlider(
+        (low + high) / 2, min=math.floor(low), max=math.ceil(high), step=0.1, readout_format=".1f", description="At least (%)",
+        **FORM,
+    )  # fmt: skip
+    return explorer(draw, cost=choice, least=floor)
+
+
+def _ledger_parts(
+    models: Sequence[Mapping], own: set[str], number: Mapping[str, int], best: Mapping | None, front: Sequence[Mapping],
+    cost: str, least: float,
+) -> list[str]:  # fmt: skip
+    """Return points over the cost's logarithm, the front as stairs, the floor as a dashed line, and the names beside them."""
+    logs = [math.log(row[cost]) for row in models]
+    left, right = min(logs) - 0.25, max(logs) + 0.25
+    bottom, top = (f(row["accuracy"] for row in models) for f in (min, max))
+    bottom, top = bottom - 0.1 * (top - bottom) - 0.005, top + 0.1 * (top - bottom) + 0.005
+    across = lambda row: 45 + 405 * (math.log(row[cost]) - left) / (right - left)  # noqa: E731
+    up = lambda accuracy: 255 - 245 * (accuracy - bottom) / (top - bottom)  # noqa: E731
+    parts = ['<rect x="45" y="10" width="405" height="245" fill="none" stroke="grey"/>']
+    for accuracy in (bottom, (bottom + top) / 2, top):
+        parts.append(_label(f"{accuracy:.0%}", 40, round(up(accuracy)), 12, "end"))
+    for row in (min(models, key=lambda r: r[cost]), max(models, key=lambda r: r[cost])):
+        parts.append(_label(f"{row[cost]:.3g}", round(across(row)), 266, 12, "middle"))
+    parts.append(_label(f"{ledger.COSTS[cost]}, logarithmic", 248, 284, 12, "middle"))
+    corners = [(across(row), up(row["accuracy"])) for row in front]
+    ends = [*(x for x, _ in corners[1:]), 450.0]
+    stairs = [f"{x:.1f},{y:.1f} {end:.1f},{y:.1f}" for (x, y), end in zip(corners, ends, strict=True)]
+    parts.append(f'<polyline points="{" ".join(stairs)}" fill="none" stroke="{plots.COLOURS[0]}" stroke-width="1.5"/>')
+    y = min(max(up(least / 100), 10), 255)
+    parts.append(f'<line x1="45" x2="450" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-dasharray="5 3"/>')
+    for row in sorted(models, key=lambda row: row is best):  # the chosen one on top
+        x, y = across(row), up(row["accuracy"])
+        fill = plots.COLOURS[1] if row is best else plots.COLOURS[0] if row["name"] in own else "grey"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{11 if row is best else 9}" fill="{fill}"/>')
+        place = f'x="{x:.1f}" y="{y:.1f}" font-size="11" text-anchor="middle" dominant-baseline="central" fill="white"'
+        parts.append(f"<text {place}>{number[row['name']]}</text>")
+    for i, row in enumerate(sorted(models, key=lambda row: number[row["name"]])):
+        mark = "→ " if row is best else "\u00a0\u00a0"
+        parts.append(_label(f"{mark}{number[row['name']]} {row['name']}", 462, 18 + 17 * i, 12, "start"))
+    return parts
