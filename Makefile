@@ -21,7 +21,7 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 colab pins clean
+.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ ablations: setup ## for maintainers: what each part of the recipe is worth, over
 
 stage1: setup ## for maintainers: what makes general distillation better at equal cost (an hour; resumable)
 	$(BIN)/python benchmarks/stage1.py
+
+structured: setup ## for maintainers: the student without heads, neurons or layers, over three seeds (an hour or more; resumable)
+	$(BIN)/python benchmarks/structured.py
 
 colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1
 	$(BIN)/python notebooks/tools/colab.py stamp $(if $(REPO),--repo "$(REPO)") $(if $(TAG),--tag "$(TAG)")
