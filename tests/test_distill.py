@@ -3,14 +3,17 @@
 import functools
 import inspect
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylib import distill, layers
+from tinylib import distill, layers, models
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
@@ -401,8 +404,7 @@ def test_cached_teacher_outputs_are_the_live_ones_within_half_precision(teacher)
             for source in (told, live)
         ]
         torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
-    numbers = sum(x.numel() for rows in (cached.hidden, cached.scores) for x in rows)
-    assert distill.TeacherOutputs.bytes_needed(teacher, data, (0, 2, 3), (2, 3)) == 2 * numbers
+    assert distill.TeacherOutputs.bytes_needed(teacher, data, (0, 2, 3), (2, 3)) == cached.hidden.nbytes + cached.square.nbytes
 
 
 def test_cached_scores_and_value_relations_are_told_apart(teacher):
@@ -416,7 +418,70 @@ def test_cached_scores_and_value_relations_are_told_apart(teacher):
             assert ours.keys() == theirs.keys()
             for layer in ours:
                 torch.testing.assert_close(ours[layer], theirs[layer].masked_fill(~pairs, 0.0), atol=2e-3, rtol=1e-3)
-    assert distill.TeacherOutputs.bytes_needed(teacher, data, (), (2,), (1, 3)) == 2 * sum(x.numel() for x in cached.scores)
+    assert distill.TeacherOutputs.bytes_needed(teacher, data, (), (2,), (1, 3)) == cached.square.nbytes
+
+
+def outputs_in_cache() -> list:
+    return [p for p in models.products() if p.kind == "teacher-outputs"]
+
+
+def test_outputs_are_found_again_under_their_key_and_gone_when_the_step_is_done(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data = examples()
+    told = []
+
+    def stopped_run():
+        with layers.teacher_outputs(teacher, data, (0, 2), (2,)) as first:
+            told.append(first.batch([3, 1], 12, torch.device("cpu")).hidden_states)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_run()
+    (kept,) = outputs_in_cache()
+    monkeypatch.setattr(layers.TeacherOutputs, "_fill", None)  # computing them again would be a TypeError
+    with layers.teacher_outputs(teacher, data, (0, 2), (2,), keep=True) as second:
+        again = second.batch([3, 1], 12, torch.device("cpu")).hidden_states
+        torch.testing.assert_close(again, told[0], rtol=0, atol=0)
+    assert outputs_in_cache() == [kept]
+    with layers.teacher_outputs(teacher, data, (0, 2), (2,)):
+        pass
+    assert outputs_in_cache() == []
+
+
+@pytest.mark.parametrize("change", ["teacher", "texts", "layers"])
+def test_outputs_of_another_teacher_text_or_layer_are_not_taken(teacher, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data, hidden = examples(), (0, 2)
+    with layers.teacher_outputs(teacher, data, hidden, (2,), keep=True):
+        pass
+    if change == "teacher":
+        with torch.no_grad():
+            teacher.layers[0].up.bias[0] += 1
+    elif change == "texts":
+        data.encoded.ids[0][1] += 1
+    else:
+        hidden = (0, 3)
+    with layers.teacher_outputs(teacher, data, hidden, (2,), keep=True):
+        assert len(outputs_in_cache()) == 2
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(layers.TeacherOutputs, "_fill", None)
+    refused = pytest.raises(UserError, match="MB free, .* MB needed.*TINYLIB_HOME")
+    with refused, layers.teacher_outputs(teacher, examples(), (0,), (1,)):
+        pass
+    assert outputs_in_cache() == []
+
+
+def test_the_files_are_mapped_and_not_read(teacher):
+    cached = distill.TeacherOutputs(teacher, examples(), (0, 2, 3), (2, 3))
+    assert isinstance(cached.hidden, np.memmap)
+    folder = Path(cached.hidden.filename).parent
+    assert folder.is_dir()
+    del cached
+    assert not folder.exists(), "without a folder of their own they go with the object"
 
 
 SHORT = distill.Settings(

@@ -4,6 +4,7 @@ Equation numbers are those of Jiao et al. 2020 (arXiv 1909.10351v5). The losses 
 stage shares, are offered under this module's name too.
 """
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tinylib.layers import (
     matching_loss,
     student_config,
     teacher_forward,
+    teacher_outputs,
 )
 from tinylib.losses import (
     attention_loss,
@@ -73,7 +75,7 @@ class Settings:
     epochs_prediction: int = 2
     lr_prediction: float = 1e-4
     batch_size: int = 32
-    cache_gb: float = 3.0  # teacher outputs are kept in memory up to this size, else computed anew each epoch
+    cache_gb: float = 3.0  # teacher outputs are kept on disk up to this size, else computed anew each epoch
     seed: int = 0
 
     def replace(self, **changes) -> "Settings":
@@ -99,21 +101,28 @@ def distill_intermediate(
     checkpoint: Path | None = None,
     after_epoch=None,
     projections: Projections | None = None,
+    keep_outputs: bool = False,
 ) -> tuple[Projections, History]:
-    """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1)."""
+    """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1).
+
+    The teacher's outputs are kept on disk meanwhile if ``settings.cache_gb`` allows (``layers.teacher_outputs``), and longer
+    with ``keep_outputs``, for another run on the same texts.
+    """
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
         projections = first_projections(teacher, student.config, settings.start, settings.seed)
-    wanted, cached = Wanted.by(layer_map, settings.weights), None
+    wanted, outputs = Wanted.by(layer_map, settings.weights), contextlib.nullcontext()
     layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
-    if settings.epochs_intermediate and TeacherOutputs.bytes_needed(teacher, examples, *layers) <= settings.cache_gb * 1e9:
-        cached = TeacherOutputs(teacher, examples, *layers)
-    losses = matching_loss(teacher, layer_map, settings.weights, cached)
-    history = fit(
-        Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed), losses,
-        epochs=settings.epochs_intermediate, lr=settings.lr_intermediate, seed=settings.seed, label="intermediate step",
-        checkpoint=checkpoint, after_epoch=after_epoch and (lambda pair, epoch: after_epoch(pair.student, epoch)),
-    )  # fmt: skip
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers)
+    if settings.epochs_intermediate and size <= settings.cache_gb * 1e9:
+        outputs = teacher_outputs(teacher, examples, *layers, keep=keep_outputs)
+    with outputs as cached:
+        history = fit(
+            Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed),
+            matching_loss(teacher, layer_map, settings.weights, cached),
+            epochs=settings.epochs_intermediate, lr=settings.lr_intermediate, seed=settings.seed, label="intermediate step",
+            checkpoint=checkpoint, after_epoch=after_epoch and (lambda pair, epoch: after_epoch(pair.student, epoch)),
+        )  # fmt: skip
     return projections, history
 
 

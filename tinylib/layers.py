@@ -4,21 +4,30 @@ Both stages of TinyBERT train on these (Jiao et al. 2020, section 3): general di
 intermediate step of task distillation. Layers are numbered as in the paper: 0 is the embedding output.
 """
 
+import contextlib
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from tinylib import models
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.errors import UserError
 from tinylib.losses import ATTENTION, embedding_loss, hidden_loss
 from tinylib.student import start_basis
-from tinylib.train import Batch, Examples, LossFn, loader
+from tinylib.text import Encoded
+from tinylib.train import Batch, Batchable, Examples, LossFn, loader
 
 
 class LayerMap(tuple):
@@ -153,59 +162,131 @@ def intermediate_losses(
 
 
 class TeacherOutputs:
-    """A teacher's hidden states, scores and value relations for every text, computed once and kept in float16.
+    """A teacher's hidden states, scores and value relations for every text, computed once and kept on disk in float16.
 
-    ``batch(rows)`` pads them like the texts. Sentences differ in length, so each row is kept at its own.
+    The files are memory-mapped: a batch reads its own rows, and memory stays flat however many texts there are.
+    ``batch(rows)`` pads them like the texts; sentences differ in length, so each row is stored at its own. With ``folder`` the
+    files are made there, or found there whole (``teacher_outputs`` keeps them in the cache under a key); without, they lie in
+    the system's folder for temporary files and go with the object.
     """
 
+    FILES = "hidden.f16", "square.f16"
+
     def __init__(
-        self, teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
-    ):
+        self, teacher: Bert, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+        folder: Path | None = None,
+    ):  # fmt: skip
         self.hidden_layers, self.score_layers, self.relation_layers = tuple(hidden), tuple(scores), tuple(relations)
-        self.hidden: list[Tensor] = [torch.empty(0)] * len(examples)
-        self.scores: list[Tensor] = [torch.empty(0)] * len(examples)  # and the relations, which have the same shape
+        self.width, self.heads = teacher.config.hidden_size, teacher.config.num_attention_heads
+        self.lengths = examples.lengths.tolist()
+        n = examples.lengths
+        states, pairs = self._numbers(teacher, n, hidden, scores, relations)
+        self.offsets = [F.pad(part.cumsum(0), (1, 0)).tolist() for part in (states, pairs)]
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="teacher-outputs-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        sizes = [offsets[-1] for offsets in self.offsets]
+        if not all((folder / name).exists() for name in self.FILES):
+            made = [_mapped(folder / name, size, "w+") for name, size in zip(self.FILES, sizes, strict=True)]
+            self._fill(made, teacher, examples)
+        # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
+        self.hidden, self.square = (_mapped(folder / name, size, "c") for name, size in zip(self.FILES, sizes, strict=True))
+
+    def _fill(self, files: list[np.ndarray], teacher: Bert, examples: Batchable) -> None:
         device = next(teacher.parameters()).device
+        layers = self.hidden_layers, self.score_layers, self.relation_layers
         for batch in tqdm(loader(examples, 64, shuffle=False), desc="teacher outputs", unit="batch", leave=False):
-            out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, hidden, scores, relations)
+            out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
             square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
-            for i, (row, mask) in enumerate(zip(batch["rows"].tolist(), batch["mask"], strict=True)):
-                n = int(mask.sum())
-                if hidden:
-                    self.hidden[row] = (
-                        torch.stack([out.hidden_states[m][i, :n] for m in self.hidden_layers]).half().cpu()
-                    )
-                if square:
-                    self.scores[row] = torch.stack([pairs[i, :, :n, :n] for pairs in square]).half().cpu()
+            parts = [out.hidden_states[m] for m in self.hidden_layers], square
+            kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
+            for i, row in enumerate(batch["rows"].tolist()):
+                n = self.lengths[row]
+                cuts = (slice(n),), (slice(None), slice(n), slice(n))
+                for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
+                    if kind is not None:
+                        file[offsets[row] : offsets[row + 1]] = kind[(i, slice(None), *cut)].flatten().numpy()
+        for file in files:
+            if isinstance(file, np.memmap):
+                file.flush()
 
     @staticmethod
-    def bytes_needed(
-        teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
-    ) -> int:
-        """Return the memory that the outputs would take: 2 bytes a number."""
-        n = examples.lengths
-        states = n.sum() * teacher.config.hidden_size * len(hidden)
-        pairs = n.square().sum() * teacher.config.num_attention_heads * (len(scores) + len(relations))
-        return 2 * int(states + pairs)
+    def _numbers(teacher: Bert, lengths: Tensor, hidden, scores, relations=()) -> tuple[Tensor, Tensor]:
+        """Return how many numbers each text takes in the two files."""
+        states = lengths * teacher.config.hidden_size * len(hidden)
+        return states, lengths.square() * teacher.config.num_attention_heads * (len(scores) + len(relations))
 
-    @torch.autocast("cpu", enabled=False)  # it cannot stack float16, and nothing is computed here
+    @classmethod
+    def bytes_needed(
+        cls, teacher: Bert, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
+    ) -> int:
+        """Return the room on disk that the outputs would take: 2 bytes a number."""
+        return 2 * int(sum(part.sum() for part in cls._numbers(teacher, examples.lengths, hidden, scores, relations)))
+
     def batch(self, rows: Sequence[int], length: int, device: torch.device) -> BertOutput:
-        """Return the outputs of some rows, padded with zeros to ``length`` tokens."""
-        hidden = (
-            [F.pad(self.hidden[r], (0, 0, 0, length - self.hidden[r].shape[1])) for r in rows]
-            if self.hidden_layers
-            else []
-        )
-        square = []
-        if self.score_layers or self.relation_layers:
-            square = [
-                F.pad(s, (0, length - s.shape[-1], 0, length - s.shape[-1])) for s in (self.scores[r] for r in rows)
-            ]
-        by_layer = lambda parts: torch.stack(parts, dim=1).to(device).float() if parts else ()  # noqa: E731
-        states, square, S = by_layer(hidden), by_layer(square), len(self.score_layers)
+        """Return the outputs of some rows, padded with zeros to ``length`` tokens, in float32."""
+        K, S = len(self.hidden_layers), len(self.score_layers) + len(self.relation_layers)
+        states = torch.zeros(K, len(rows), length, self.width)
+        square = torch.zeros(S, len(rows), self.heads, length, length)
+        for i, row in enumerate(rows):
+            n, (at, pairs_at) = self.lengths[row], (offsets[row] for offsets in self.offsets)
+            if K:
+                states[:, i, :n] = torch.from_numpy(self.hidden[at : at + K * n * self.width]).view(K, n, self.width)
+            if S:
+                part = self.square[pairs_at : pairs_at + S * self.heads * n * n]
+                square[:, i, :, :n, :n] = torch.from_numpy(part).view(S, self.heads, n, n)
+        states, square, first = states.to(device), square.to(device), len(self.score_layers)
         return BertOutput(
             torch.empty(0), None, dict(zip(self.hidden_layers, states, strict=True)),
-            dict(zip(self.score_layers, square[:S], strict=True)), dict(zip(self.relation_layers, square[S:], strict=True)),
+            dict(zip(self.score_layers, square[:first], strict=True)), dict(zip(self.relation_layers, square[first:], strict=True)),
         )  # fmt: skip
+
+
+def _mapped(file: Path, size: int, mode: str) -> np.ndarray:
+    """Map a file of ``size`` float16 numbers; of none, which cannot be mapped, an empty array stands in."""
+    if not size:
+        file.touch()
+        return np.empty(0, np.float16)
+    return np.memmap(file, np.float16, mode, shape=(size,))
+
+
+@contextlib.contextmanager
+def teacher_outputs(
+    teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+    keep: bool = False,
+) -> Iterator[TeacherOutputs]:  # fmt: skip
+    """Give a teacher's outputs from the cache, made first if they are not there, and delete them at the end unless ``keep``.
+
+    The key is made of the teacher's weights, the texts, the layers and the precision, so a run that was killed finds what it
+    had made. Raises UserError, before anything is computed, if the disk has no room for them.
+    """
+    layers = tuple(hidden), tuple(scores), tuple(relations)
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers)
+    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 1}
+    recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
+    folder = models.product(
+        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, folder=made), size
+    )
+    yield TeacherOutputs(teacher, examples, *layers, folder=folder)
+    if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the sha256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def texts_hash(encoded: Encoded) -> str:
+    """Return the sha256 of the token ids and segments of texts."""
+    digest = hashlib.sha256()
+    for part in (encoded.lengths, *encoded.ids, *encoded.segments):
+        digest.update(part.numpy())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,14 @@ def fetch(name: str) -> Path:
         return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
     make = lambda folder: _download(name, weights, folder)  # noqa: E731
-    return _fill(cache_folder() / "models" / name, is_ready, make, weights.size)
+    room = round(2.2 * weights.size)  # the archive and the file taken out of it stand side by side for a moment
+    return _fill(cache_folder() / "models" / name, is_ready, make, room)
 
 
-def product(kind: str, recipe: dict, make: Callable[[Path], None]) -> Path:
+def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0) -> Path:
     """Return the folder of a result; call ``make(empty_folder)`` only if the cache has none of this recipe.
+
+    ``size``: the bytes that it will take; where the disk has no room for them UserError is raised before anything is made.
 
     `recipe` holds everything that decides the result (data hash, settings, seed) as plain JSON values; the
     key is its sha256. The folder appears whole or not at all, even if two processes ask at once or one dies.
@@ -159,7 +162,7 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None]) -> Path:
         (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True, indent=1), encoding="utf-8")
 
     target = cache_folder() / "products" / kind / hashlib.sha256(canonical.encode()).hexdigest()[:32]
-    return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, 0)
+    return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, round(1.1 * size))
 
 
 def products() -> list[Product]:
@@ -209,8 +212,11 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path], None], size: int) -> Path:
-    """Make `target` in a temporary folder beside it, under a lock, and move it into place in one step."""
+def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path], None], room: int) -> Path:
+    """Make `target` in a temporary folder beside it, under a lock, and move it into place in one step.
+
+    `room`: the free bytes on the disk without which it does not begin.
+    """
     if is_ready(target):
         return target
     prefix = f".{target.name}."
@@ -223,8 +229,8 @@ def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path],
                 if stale.is_dir():  # left by a process that was killed: whoever holds the lock is alone here
                     shutil.rmtree(stale, ignore_errors=True)
             free = shutil.disk_usage(target.parent).free
-            if free < 2.2 * size:  # the archive and the file taken out of it stand side by side for a moment
-                raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB free, {2.2 * size / 1e6:.0f} MB needed")
+            if free < room:
+                raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB free, {room / 1e6:.0f} MB needed")
             temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
                 content = temporary / "content"  # mkdtemp's own folder is for its owner only; this one is not
