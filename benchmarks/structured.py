@@ -3,7 +3,7 @@
 Writes data/results/structured.json after each run, over three seeds; a run that the file already holds is not repeated. Lesson
 10 draws the file. Each row starts from the dense student of its seed, loses the same parts (chosen by magnitude, Taylor or
 movement), and trains two epochs on the teacher's soft targets; "dense, trained on" is the control that trains on as long and
-loses nothing. Options: --data movie_reviews, --seeds 0 1 2, --only NAME …, --precision.
+loses nothing. Options: --seeds 0 1 2, --only NAME …, --precision.
 """
 
 import copy
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from runs import FOLDER, Results, measured, options, sweep, taught
 
-from tinylib import course, distill, measure
+from tinylib import course, measure, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 
@@ -53,10 +53,9 @@ def trained_on(student: Bert, examples, loss_fn, seed: int) -> Bert:
 RUNS = {
     "dense": lambda student, *_: student,
     "dense, trained on": trained_on,
-    "⅔ of the neurons, magnitude": at_once(WIDE, "magnitude"),
     "⅔ of the neurons, Taylor": at_once(WIDE, "taylor"),
+    "⅔ of the neurons, magnitude": at_once(WIDE, "magnitude"),
     "⅔ of the neurons, movement": learnt(WIDE),
-    "half the heads, ⅔ of the neurons, magnitude": at_once(BOTH, "magnitude"),
     "half the heads, ⅔ of the neurons, Taylor": at_once(BOTH, "taylor"),
     "half the heads, ⅔ of the neurons, movement": learnt(BOTH),
     "layers 1 2 4, half the neurons, Taylor": at_once({"neurons": 1 / 2, "layers": (1, 2, 4)}, "taylor"),
@@ -74,18 +73,20 @@ def costs(model: Bert) -> dict:
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
     parser = options(__doc__, RUNS, seeds=[0, 1, 2])
-    parser.add_argument("--data", choices=("movie_reviews", "questions", "inference"), default="movie_reviews")
     args = parser.parse_args()
-    prepared, teacher, reference = taught(args.data)
+    data = course.LAPTOP.data
+    prepared, teacher, reference = taught(data)
     examples = prepared.examples("train")
     loss_fn = pruning.teacher_loss(teacher, examples)
-    results = Results(FILE, args.data, course.recipe(prepared, SETTINGS) | {"recovery": RECOVERY, "precision": args.precision})
+    results = Results(FILE, data, course.recipe(prepared, SETTINGS) | {"recovery": RECOVERY, "precision": args.precision})
     students: dict[int, Bert] = {}
 
     def make(name: str, seed: int) -> dict:
         if seed not in students:  # one seed's student at a time is enough, and is made only if a row is missing
             students.clear()
-            students[seed] = distill.distill(teacher, examples, SETTINGS.replace(seed=seed)).student
+            train.set_precision("highest")  # it goes into the cache that lessons take it from
+            students[seed] = course.student(prepared, seed)
+            train.set_precision(args.precision)
         made = RUNS[name](students[seed], examples, loss_fn, seed)
         return measured(made, teacher, prepared, seed) | costs(made)
 
