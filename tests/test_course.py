@@ -68,6 +68,25 @@ def test_the_student_is_kept_by_its_settings(small, monkeypatch):
     course.student(prepared)
 
 
+def test_a_student_that_a_lesson_made_is_found_and_not_made_again(small, monkeypatch):
+    prepared = course.prepare()
+    teacher = course.teacher(prepared)
+    made = distill.distill(teacher, prepared.examples("train"), small.settings).student
+    course.keep_student(made, prepared, small.settings)
+    monkeypatch.setattr(distill, "distill", None)
+    found = course.student(prepared)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), made.parameters(), strict=True))
+
+
+def test_models_enter_the_ledger_of_the_tiers_data(small):
+    row = {"name": "a", "accuracy": 0.5, "parameters": 1, "megabytes": 1.0, "milliseconds": 1.0}
+    course.enter([row], "09")
+    course.enter([row | {"name": "b"}], "00", data="other")
+    own, behind = course.entered()
+    assert [r["name"] for r in own] == ["a"]
+    assert behind == []
+
+
 def test_another_seed_or_setting_has_another_folder(small):
     prepared = course.prepare()
     first = course.run_folder("x", small.settings, prepared)

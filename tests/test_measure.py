@@ -17,6 +17,7 @@ from tinylib.measure import (
     latency,
     parameters,
     peak_memory,
+    process_memory,
     summary,
     weight_bytes,
 )
@@ -141,3 +142,21 @@ def test_the_summary_is_a_row_of_the_table(model):
 def test_a_mistake_gets_a_sentence(call, sentence):
     with pytest.raises(UserError, match=sentence):
         call()
+
+
+def test_the_busy_time_counts_every_thread_and_no_waiting():
+    asleep = latency(lambda: time.sleep(0.02), repeats=5, warmup=0)
+    assert asleep.cpu < 10 < asleep.median
+    assert len(asleep.times) == 5
+    assert sorted(asleep.times)[2] == asleep.median
+    x = torch.randn(300, 300)
+    busy = latency(lambda: [x @ x for _ in range(20)], repeats=5)
+    assert busy.cpu > 0.3 * min(busy.times)
+
+
+def test_a_fresh_process_tells_its_own_peak():
+    small = process_memory("pass")
+    large = process_memory("x = bytearray(100_000_000); del x")
+    assert 90e6 < large - small < 120e6
+    with pytest.raises(UserError, match="failed: ZeroDivisionError"):
+        process_memory("1 / 0")

@@ -239,6 +239,11 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
     return Bert.from_pretrained(models.product("student", recipe(prepared, settings), make)).to(device())
 
 
+def keep_student(made: Bert, prepared: Prepared, settings: distill.Settings) -> None:
+    """Put a student that a lesson has just distilled into the cache, where ``student`` finds it instead of making it anew."""
+    models.product("student", recipe(prepared, settings), lambda folder: made.save_pretrained(folder))
+
+
 def recipe(prepared: Prepared, settings: distill.Settings) -> dict:
     """Return what decides a distillation by the tier's teacher: data, settings, and the models that these settings use."""
     told = {"base": tier().base, "data": prepared.fingerprint, "settings": asdict(settings)}

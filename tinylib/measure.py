@@ -8,11 +8,13 @@ import ctypes
 import gc
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +24,18 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 
 PIECE = 1 << 20  # bytes read at a time
+# The last words of ``process_memory``'s process: its peak, in bytes. Linux' ru_maxrss would begin at the parent's size.
+REPORT = """
+import sys
+if sys.platform == "win32":
+    import psutil
+    print(psutil.Process().memory_info().peak_wset)
+elif sys.platform == "darwin":
+    import resource
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+else:
+    print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
 
 
 def parameters(model: nn.Module) -> int:
@@ -94,6 +108,8 @@ class Latency:
     median: float
     p95: float  # 95 calls of a hundred are faster
     repeats: int
+    cpu: float = 0.0  # milliseconds that this process' threads were busy, together, per call: what the energy goes with
+    times: tuple[float, ...] = field(default=(), repr=False)  # of each call, in the order of the calls
 
     def __str__(self) -> str:
         return f"{self.median:.3g} ms (95 % under {self.p95:.3g} ms, {self.repeats} calls)"
@@ -110,15 +126,16 @@ def latency(function: Callable[[], object], repeats: int = 30, warmup: int = 5) 
         raise UserError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
     for _ in range(warmup):
         function()
-    times = []
+    times, busy = [], time.process_time()
     for _ in range(repeats):
         _wait()
         started = time.perf_counter_ns()
         function()
         _wait()
         times.append((time.perf_counter_ns() - started) / 1e6)
-    times.sort()
-    return Latency(statistics.median(times), times[min(repeats - 1, int(0.95 * repeats))], repeats)
+    busy = 1000 * (time.process_time() - busy) / repeats
+    order = sorted(times)
+    return Latency(statistics.median(times), order[min(repeats - 1, int(0.95 * repeats))], repeats, busy, tuple(times))
 
 
 def _wait() -> None:
@@ -159,6 +176,19 @@ def peak_memory(function: Callable[[], object]) -> int:
         done.set()
         watcher.join()
     return highest - before
+
+
+def process_memory(code: str) -> int:
+    """Return the most memory, in bytes, that a fresh Python process held while it ran ``code``: resident, interpreter included.
+
+    So nothing that this process has loaded or freed counts. Raises UserError with the last line of what the process said if it
+    fails.
+    """
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{REPORT}"], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"the process whose memory was to be measured failed: {last}")
+    return int(done.stdout.split()[-1])
 
 
 def _release_freed_memory() -> None:
