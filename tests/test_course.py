@@ -8,7 +8,7 @@ import torch
 import transformers
 from test_cli import LABELS, TEXTS, make_checkpoint, write_csv
 
-from tinylib import course, distill, job, models
+from tinylib import course, distill, job, models, text
 from tinylib.errors import UserError
 
 
@@ -85,6 +85,16 @@ def test_models_enter_the_ledger_of_the_tiers_data(small):
     own, behind = course.entered()
     assert [r["name"] for r in own] == ["a"]
     assert behind == []
+
+
+def test_recoded_texts_keep_their_rows_and_labels(small):
+    prepared = course.prepare()
+    tokenizer = text.load_tokenizer(small.base)
+    again = course.recode(prepared, tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(again.encoded["test"].ids, prepared.encoded["test"].ids, strict=True))
+    shorter = course.recode(prepared, tokenizer, max_length=4)
+    assert max(map(len, shorter.encoded["train"].ids)) == 4
+    assert len(shorter.examples("train")) == len(prepared.examples("train"))
 
 
 def test_another_seed_or_setting_has_another_folder(small):

@@ -124,6 +124,13 @@ def prepare(
     return Prepared(texts, pairs or None, encoded, labels, tuple(label_names(loaded)), fingerprint(loaded))
 
 
+def recode(prepared: Prepared, tokenizer, max_length: int | None = None) -> Prepared:
+    """Return the same texts in the word pieces of another tokenizer, row by row."""
+    length = max_length or tier().max_length
+    told = {s: encode(tokenizer, texts, (prepared.pairs or {}).get(s), length) for s, texts in prepared.texts.items()}
+    return replace(prepared, encoded=told)
+
+
 def augmented(
     prepared: Prepared, copies: int, base: str | Path | None = None, max_length: int | None = None, seed: int = 0
 ) -> Examples:
