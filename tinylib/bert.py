@@ -274,14 +274,19 @@ class Bert(nn.Module):
 
         ``dtype`` stores the weights in another precision (torch.float16 halves the file); they load as float32 again.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = json.dumps(self.config.to_dict(), indent=2) + "\n"
-        (folder / "config.json").write_text(stored, encoding="utf-8")
+        folder = self.save_without_weights(folder)
         # A bare BertModel has no "bert." prefix in Hugging Face's layout.
         strip = (lambda n: n.removeprefix("bert.")) if self.config.head is None else (lambda n: n)
         tensors = {strip(to_hf(n)): t.detach().cpu().to(dtype or t.dtype).contiguous() for n, t in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    def save_without_weights(self, folder: str | Path) -> Path:
+        """Write config.json and the tokenizer's files: what stands beside the weights, in whatever format those are."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        (folder / "config.json").write_text(stored, encoding="utf-8")
         if self.tokenizer_folder and self.tokenizer_folder.resolve() != folder.resolve():
             for name in TOKENIZER_FILES:
                 if (self.tokenizer_folder / name).exists():
