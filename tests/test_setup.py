@@ -37,7 +37,7 @@ def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProc
 
 def loose_bounds() -> list[Requirement]:
     """Read the dependencies of the package and of its extras from pyproject.toml."""
-    lists = re.findall(r"(?ms)^(?:dependencies|lab|test) = \[\n(.*?)^\]", PYPROJECT)
+    lists = re.findall(r"(?ms)^(?:dependencies|lab|export|test) = \[\n(.*?)^\]", PYPROJECT)
     return [Requirement(text) for block in lists for text in re.findall(r'(?m)^    "(.*?)",', block)]
 
 

@@ -16,7 +16,8 @@ PYTHON = (3, 10)  # the oldest that runs the package
 MODULES = (
     "typecheck", "errors", "models", "attention", "config", "bert", "text", "files", "datasets", "metrics", "train",
     "augment", "losses", "student", "layers", "corpus", "mlm", "general", "distill", "masks", "structure", "prune",
-    "measure", "ledger", "plots", "course", "job", "widgets", "checks", "doctor", "output", "commands", "cli",
+    "measure", "ledger", "plots", "course", "export", "quantize", "job", "widgets", "checks", "doctor", "output", "commands",
+    "cli",
 )  # fmt: skip
 
 if sys.version_info < PYTHON:  # before the modules, whose syntax an older Python cannot read

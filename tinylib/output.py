@@ -17,7 +17,7 @@ CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # in the working fo
 OURS = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
     "special_tokens_map.json", "metrics.json", "data", "compressed", "projections.safetensors", "general.json",
-    "README.md",
+    "README.md", "model.onnx",
 }  # fmt: skip
 
 
