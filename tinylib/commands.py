@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from tinylib import __version__, course, datasets, masks, measure, metrics, models, output, train
+from tinylib import __version__, course, datasets, masks, measure, metrics, models, output, quantize, train
 from tinylib import corpus as corpora
 from tinylib import distill as kd
+from tinylib import export as exporting
 from tinylib import general as stage1
 from tinylib import prune as pruning
 from tinylib.bert import Bert
@@ -157,23 +158,47 @@ def evaluate(args) -> int:
     return 0
 
 
+FLOAT_ERROR = 1e-2  # of a logit: far above what another order of float32's sums gives, below what a mistake does
+
+
 def export(args) -> int:
-    """Write the model in another layout."""
-    started = time.perf_counter()
-    output.place(args.out, [args.model])
-    model = _load(args.model)
+    """Write the model in another layout, load that again and hold it against the model."""
+    started, reads = time.perf_counter(), [s for s in (args.model, args.data) if s]
+    output.place(args.out, reads)
+    if args.format != "hf":
+        exporting.package("onnx"), exporting.package("onnxruntime")  # before the work, not after it
+    prepared = _prepare(args, args.model) if args.data else None
+    model = _classifier(args.model, prepared) if prepared else _load(args.model)
     if model.tokenizer_folder is None:
         raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
-    with output.output(args.out, [args.model]) as work:
-        model.save_pretrained(work)
-        size = measure.file_size(work / "model.safetensors")
+    with output.output(args.out, reads) as work:
+        file, written = _write(args.format, model, work)
         report = {
-            "model": str(args.model), "format": args.format, "bytes": size, "tinylib": __version__,
-            "parameters": measure.parameters(model), "seconds": round(time.perf_counter() - started, 1),
+            "model": str(args.model), "format": args.format, "bytes": measure.file_size(file), "tinylib": __version__,
+            "parameters": measure.parameters(model), "random_difference": exporting.difference_on_random(model, written),
         }  # fmt: skip
+        if args.format in ("hf", "onnx") and not report["random_difference"] < FLOAT_ERROR:
+            raise RuntimeError(f"the export answers otherwise than {args.model}: {report['random_difference']}")
+        if prepared:
+            compared = exporting.compare(model, written, prepared, progress=True)
+            report |= asdict(compared) | {"split": "test", "data_fingerprint": prepared.fingerprint}
+        report["seconds"] = round(time.perf_counter() - started, 1)
         _finish(work, report)
     _say(args, report)
     return 0
+
+
+def _write(layout: str, model, folder: Path):
+    """Write a model in a layout; return the file with the weights, and what a user of the folder would load."""
+    if layout == "hf":
+        model.save_pretrained(folder)
+        return folder / "model.safetensors", Bert.from_pretrained(folder)
+    file = exporting.to_onnx(model, folder)
+    if layout == "onnx-int8":
+        quantize.dynamic_int8(file, file)
+    if layout == "onnx-int4":
+        quantize.weight_only(file, file)
+    return file, exporting.Onnx(folder)
 
 
 def fetch(args) -> int:
@@ -282,10 +307,12 @@ def _say(args, report: dict) -> None:
 
 def _table(report: dict) -> None:
     names = (
-        "accuracy", "f1", "teacher_accuracy", "score", "teacher_score", "dense_accuracy", "retention", "sparsity", "parameters",
-        "bytes", "bytes_compressed", "seconds",
+        "accuracy", "f1", "teacher_accuracy", "score", "teacher_score", "dense_accuracy", "model_accuracy", "agreement",
+        "largest_difference", "random_difference", "retention", "sparsity", "parameters", "bytes", "bytes_compressed",
+        "seconds",
     )  # fmt: skip
     for name in (n for n in names if report.get(n) is not None):
         value = report[name]
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.{1 if name == 'seconds' else 4}f}"
+        shown = f"{value:.2g}" if name.endswith("_difference") else shown
         print(f"  {name.replace('_', ' '):<18}{shown:>14}")
