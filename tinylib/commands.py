@@ -191,7 +191,7 @@ def export(args) -> int:
 def _write(layout: str, model, folder: Path):
     """Write a model in a layout; return the file with the weights, and what a user of the folder would load."""
     if layout == "hf":
-        model.save_pretrained(folder)
+        pruning.restore_heads(model).save_pretrained(folder)
         return folder / "model.safetensors", Bert.from_pretrained(folder)
     file = exporting.to_onnx(model, folder)
     if layout == "onnx-int8":
