@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tinylib.checks.core import Wrong, call, compare, generator
 from tinylib.checks.core import check as register
+from tinylib.checks.start import number
 
 
 @register("removal_cost")
@@ -174,14 +175,6 @@ def global_masks(attempt) -> None:
 # -- numbers -------------------------------------------------------------------
 
 
-def _number(name: str, value) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{name} should be a number, but yours is a {type(value).__name__}.")
-    return float(value)
-
-
 def _compare_number(
     case: str, got: float, wanted: float, mistakes: dict[str, Callable | float], slack: float = 1e-6
 ) -> None:
@@ -204,7 +197,7 @@ def cubic_sparsity(attempt) -> None:
         (3, 10, 60, 0.8),
         (99, 10, 60, 0.8),
     ):
-        got = _number("The sparsity", call(attempt, step, begin, end, final))
+        got = number("The sparsity", call(attempt, step, begin, end, final))
         p = (step - begin) / (end - begin)
         c = min(max(p, 0.0), 1.0)
         wanted = final * (1 - (1 - c) ** 3)
@@ -246,7 +239,7 @@ def bitmask_bytes(attempt) -> None:
         (8_000, 0.0, 32),
         (1_001, 0.5, 16),
     ):
-        got = _number("The size", call(attempt, count, sparsity, bits))
+        got = number("The size", call(attempt, count, sparsity, bits))
         kept = count - round(sparsity * count)
         mask, values = count / 8, kept * bits / 8
         slack = 1.0 if count % 8 else 1e-3  # to the next whole byte or not

@@ -1,9 +1,14 @@
 """Checks of lesson 00: two formulas that the whole course uses."""
 
+from torch import Tensor
+
 from tinylib.checks.core import Wrong, call, check
 
 
 def number(name: str, value) -> float:
+    """Return the learner's answer as a float; a tensor of one element will do."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Wrong(f"{name} should be a number, but yours is a {type(value).__name__}.")
     return float(value)
