@@ -9,8 +9,12 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import runs
+import structured
+import torch
 
 from tinylib import train
+from tinylib.bert import Bert, BertConfig
+from tinylib.text import Encoded
 
 RECIPE = {"data": "abc", "settings": {"layer_map": (2, 3)}}
 
@@ -77,3 +81,28 @@ def test_every_ablation_takes_as_many_steps_as_the_full_recipe(name):
     assert texts(chosen) == texts(full)
     differing = {f for f in vars(full) if getattr(full.replace(**variant.changes), f) != getattr(full, f)}
     assert differing == set(variant.changes), "a row that changes nothing would be the full recipe under another name"
+
+
+@pytest.mark.parametrize("name", structured.RUNS)
+def test_each_structured_run_removes_what_its_name_says_and_leaves_the_student_alone(name, monkeypatch):
+    monkeypatch.setattr(structured, "RECOVERY", {"epochs": 1, "lr": 1e-3})
+    config = BertConfig.parse("4x24", intermediate_size=30, num_attention_heads=4, vocab_size=60)
+    student = Bert(config.replace(head="classification", labels=("a", "b")), torch.Generator().manual_seed(0))
+    before = {n: t.clone() for n, t in student.state_dict().items()}
+    ids = tuple(torch.randint(1, 60, (5,), generator=torch.Generator().manual_seed(n)) for n in range(16))
+    examples = train.Examples(Encoded(ids, tuple(torch.zeros_like(row) for row in ids)), torch.arange(16) % 2)
+    made = structured.RUNS[name](student, examples, train.classification_loss, 1)
+    assert made.config.num_attention_heads == (2 if "half the heads" in name else 4)
+    assert made.config.num_hidden_layers == (3 if "layers 1 2 4" in name else 4)
+    neurons = 10 if "⅔" in name else 15 if "half the neurons" in name else 30
+    assert made.config.intermediate_size == neurons
+    assert structured.costs(made)["parameters"] <= structured.costs(student)["parameters"]
+    assert all(torch.equal(before[n], t) for n, t in student.state_dict().items())
+
+
+def test_the_structured_results_tell_their_costs_and_seeds():
+    part = json.loads((structured.FILE).read_text(encoding="utf-8"))["movie_reviews"]
+    assert set(part["runs"]) <= set(structured.RUNS)
+    for name, rows in part["runs"].items():
+        assert [row["seed"] for row in rows] == list(range(len(rows))), name
+        assert all(row["megabytes"] <= part["runs"]["dense"][0]["megabytes"] for row in rows)

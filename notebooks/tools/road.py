@@ -22,10 +22,10 @@ STOPS = (
     ("07", "General distillation", "The task still has few sentences."),
     ("08", "Data augmentation", "All parts are there. What do they make together?"),
     ("09", "TinyBERT", "Still mostly word table, and no faster."),
-    ("10", "Deployment", "(not written yet)"),
+    ("10", "Deployment", "One task, one language, one machine."),
 )
 PARTS = {"the model": ("#0072B2", "01 02"), "teacher, student, pruning": ("#D55E00", "03 04 05"),
-         "TinyBERT": ("#009E73", "06 07 08 09")}  # fmt: skip
+         "TinyBERT": ("#009E73", "06 07 08 09 10")}  # fmt: skip
 GREY = "#595959"
 BOX, STEP, LEFT = (430, 52), 76, 6  # a column of six stops, then one of five
 
