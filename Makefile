@@ -21,7 +21,7 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured colab pins clean
+.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured bench colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ stage1: setup ## for maintainers: what makes general distillation better at equa
 
 structured: setup ## for maintainers: the student without heads, neurons or layers, over three seeds (an hour or more; resumable)
 	$(BIN)/python benchmarks/structured.py
+
+bench: setup ## for maintainers: speed beside other tools, 25 minutes; say it when nothing else runs on the machine
+	$(BIN)/python benchmarks/speed.py
 
 colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1
 	$(BIN)/python notebooks/tools/colab.py stamp $(if $(REPO),--repo "$(REPO)") $(if $(TAG),--tag "$(TAG)")

@@ -1,6 +1,9 @@
-"""The long measurements' small parts: a results file that can be added to, and runs of as many steps as the full recipe's."""
+"""The measurements' small parts: results that can be added to, runs of equal length, and the speed benchmark at tiny shapes."""
 
 import json
+import math
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +12,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import runs
+import speed
 import structured
 import torch
 
@@ -106,3 +110,54 @@ def test_the_structured_results_tell_their_costs_and_seeds():
     for name, rows in part["runs"].items():
         assert [row["seed"] for row in rows] == list(range(len(rows))), name
         assert all(row["megabytes"] <= part["runs"]["dense"][0]["megabytes"] for row in rows)
+
+
+def between_marks(readme: str) -> str:
+    return readme.split(speed.MARKS[0] + "\n")[1].split("\n" + speed.MARKS[1])[0]
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark_gives_every_ratio_and_writes_the_table_of_its_file(tmp_path):
+    shutil.copy(ROOT / "benchmarks" / "README.md", tmp_path)
+    needed = {name for race, *pair in speed.RATIOS.values() for name in pair} - set(speed.IN_SERIES)
+    names = sorted(needed | {"floor_teacher", "floor_matching", "hf_trainer", "augmentation"})
+    command = [sys.executable, ROOT / "benchmarks" / "speed.py", "--quick", "--threads", "1", "--out", tmp_path / "results.json"]
+    done = subprocess.run([*command, "--only", *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = json.loads((tmp_path / "results.json").read_text())
+    expected = set(speed.RATIOS) | {speed.AUGMENTATION}
+    if not store["versions"]["textbrewer"]:  # its environment is made by the full benchmark alone
+        expected -= {"intermediate_vs_textbrewer_dynamic"}
+    assert set(store["ratios"]) == expected
+    for key, value in store["ratios"].items():
+        low, high = store["spread"][key]
+        assert math.isfinite(value)
+        assert 0 < low <= value <= high
+    assert between_marks((tmp_path / "README.md").read_text()) == speed.table(store)
+
+
+def test_readme_shows_what_the_speed_benchmark_measured():
+    readme, file = ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "results.json"
+    assert all(readme.read_text(encoding="utf-8").count(mark) == 1 for mark in speed.MARKS)
+    if not file.exists():
+        pytest.skip("benchmarks/results.json is not there: make bench")
+    assert between_marks(readme.read_text(encoding="utf-8")) == speed.table(json.loads(file.read_text(encoding="utf-8")))
+
+
+def test_every_turn_gets_short_and_long_batches_and_all_of_them_once():
+    lengths = torch.arange(640) // 10
+    made = [list(range(n, n + 10)) for n in range(0, 640, 10)]
+    turns = speed.deal(made, lengths, rounds=5, per_turn=4)
+    assert len({tuple(rows) for rows in turns}) == 20
+    means = [sum(int(lengths[rows[0]]) for rows in turns[n : n + 4]) / 4 for n in range(0, 20, 4)]
+    assert max(means) - min(means) < 2
+    assert all(max(turns[n : n + 4])[0] - min(turns[n : n + 4])[0] > 300 for n in range(0, 20, 4))
+
+
+def test_two_floors_in_series_are_slower_than_either():
+    row = {"seconds": 1.0, "cpu": 1.0, "times": [1.0]}
+    found = {"intermediate": {
+        "floor_teacher": {"rounds": [row | {"tokens": 30}]}, "floor_student": {"rounds": [row | {"tokens": 60}]},
+    }}  # fmt: skip
+    pace = speed.paces(found, mean=10.0, by="seconds")["intermediate"]
+    assert pace == {"floor_teacher": [3.0], "floor_student": [6.0], "floor_both": [2.0]}
