@@ -82,7 +82,7 @@ stage1: setup ## for maintainers: what makes general distillation better at equa
 structured: setup ## for maintainers: the student without heads, neurons or layers, over three seeds (an hour or more; resumable)
 	$(BIN)/python benchmarks/structured.py
 
-bench: setup ## for maintainers: speed beside other tools, 25 minutes; say it when nothing else runs on the machine
+bench: setup ## for maintainers: speed beside other tools, on a machine that does nothing else (25 minutes)
 	$(BIN)/python benchmarks/speed.py
 
 colab: setup ## for maintainers: stamp the repository's address: make colab REPO=owner/name TAG=v1

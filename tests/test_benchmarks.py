@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import runs
 import speed
+import speed_report
 import structured
 import torch
 
@@ -113,19 +114,19 @@ def test_the_structured_results_tell_their_costs_and_seeds():
 
 
 def between_marks(readme: str) -> str:
-    return readme.split(speed.MARKS[0] + "\n")[1].split("\n" + speed.MARKS[1])[0]
+    return readme.split(speed_report.MARKS[0] + "\n")[1].split("\n" + speed_report.MARKS[1])[0]
 
 
 @pytest.mark.slow
 def test_the_speed_benchmark_gives_every_ratio_and_writes_the_table_of_its_file(tmp_path):
     shutil.copy(ROOT / "benchmarks" / "README.md", tmp_path)
-    needed = {name for race, *pair in speed.RATIOS.values() for name in pair} - set(speed.IN_SERIES)
+    needed = {name for race, *pair in speed_report.RATIOS.values() for name in pair} - set(speed_report.IN_SERIES)
     names = sorted(needed | {"floor_teacher", "floor_matching", "hf_trainer", "augmentation"})
     command = [sys.executable, ROOT / "benchmarks" / "speed.py", "--quick", "--threads", "1", "--out", tmp_path / "results.json"]
     done = subprocess.run([*command, "--only", *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     store = json.loads((tmp_path / "results.json").read_text())
-    expected = set(speed.RATIOS) | {speed.AUGMENTATION}
+    expected = set(speed_report.RATIOS) | {speed_report.AUGMENTATION}
     if not store["versions"]["textbrewer"]:  # its environment is made by the full benchmark alone
         expected -= {"intermediate_vs_textbrewer_dynamic"}
     assert set(store["ratios"]) == expected
@@ -133,15 +134,15 @@ def test_the_speed_benchmark_gives_every_ratio_and_writes_the_table_of_its_file(
         low, high = store["spread"][key]
         assert math.isfinite(value)
         assert 0 < low <= value <= high
-    assert between_marks((tmp_path / "README.md").read_text()) == speed.table(store)
+    assert between_marks((tmp_path / "README.md").read_text()) == speed_report.table(store)
 
 
 def test_readme_shows_what_the_speed_benchmark_measured():
     readme, file = ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "results.json"
-    assert all(readme.read_text(encoding="utf-8").count(mark) == 1 for mark in speed.MARKS)
+    assert all(readme.read_text(encoding="utf-8").count(mark) == 1 for mark in speed_report.MARKS)
     if not file.exists():
         pytest.skip("benchmarks/results.json is not there: make bench")
-    assert between_marks(readme.read_text(encoding="utf-8")) == speed.table(json.loads(file.read_text(encoding="utf-8")))
+    assert between_marks(readme.read_text(encoding="utf-8")) == speed_report.table(json.loads(file.read_text(encoding="utf-8")))
 
 
 def test_every_turn_gets_short_and_long_batches_and_all_of_them_once():
@@ -159,5 +160,5 @@ def test_two_floors_in_series_are_slower_than_either():
     found = {"intermediate": {
         "floor_teacher": {"rounds": [row | {"tokens": 30}]}, "floor_student": {"rounds": [row | {"tokens": 60}]},
     }}  # fmt: skip
-    pace = speed.paces(found, mean=10.0, by="seconds")["intermediate"]
+    pace = speed_report.paces(found, mean=10.0, by="seconds")["intermediate"]
     assert pace == {"floor_teacher": [3.0], "floor_student": [6.0], "floor_both": [2.0]}
