@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from tinylib.bert import Bert, BertConfig
 from tinylib.checks.core import Wrong, call, draw
 from tinylib.checks.core import check as register
-from tinylib.checks.start import number
+from tinylib.checks.start import number_or_tensor as number
 from tinylib.measure import flops, parameters
 
 # -- operations ----------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tinylib.checks.core import Wrong, call, compare, generator
 from tinylib.checks.core import check as register
-from tinylib.checks.start import number
+from tinylib.checks.start import number_or_tensor as number
 
 
 @register("removal_cost")

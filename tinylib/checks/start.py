@@ -6,12 +6,15 @@ from tinylib.checks.core import Wrong, call, check
 
 
 def number(name: str, value) -> float:
-    """Return the learner's answer as a float; a tensor of one element will do."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
+    """Return the learner's answer as a float; a tensor is refused (``number_or_tensor`` takes one of one element)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Wrong(f"{name} should be a number, but yours is a {type(value).__name__}.")
     return float(value)
+
+
+def number_or_tensor(name: str, value) -> float:
+    """Return the learner's answer as a float; a tensor of one element will do."""
+    return number(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def near(a: float, b: float) -> bool:
