@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tinylib import train
+from tinylib import checkpoint, train
 from tinylib.bert import Bert
 from tinylib.config import BertConfig
 from tinylib.errors import UserError
@@ -318,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(UserError, match=r"run\.safetensors cannot be written .*free some space"):
         run(model(), checkpoint=tmp_path / "run.safetensors")
     assert list(tmp_path.iterdir()) == []

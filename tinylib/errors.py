@@ -1,4 +1,4 @@
-"""The one exception that the package raises for a user's mistake, and the one warning that it gives."""
+"""The one exception that the package raises for a user's mistake, the one warning that it gives, and an error told apart."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,8 @@ class UserError(ValueError):
 
 class UserNote(UserWarning):
     """Say in one sentence what the user should know of the result; the command line prints it as a note."""
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory is full, as Python or as torch says it, on a GPU or on a CPU."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in ("out of memory", "allocate memory"))

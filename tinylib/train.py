@@ -1,30 +1,33 @@
 """The training loop: optimiser, schedule, progress, checkpoints; on Hugging Face Accelerate, so that the launcher decides
 how many processes there are. The loop knows nothing of distillation: it minimises whatever ``loss_fn`` returns."""
 
-import json
+import contextlib
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from tinylib.errors import UserError
+from tinylib import interrupt, processes
+from tinylib.checkpoint import Checkpoint
+from tinylib.errors import UserError, UserNote, is_full_memory
+from tinylib.history import History
 from tinylib.text import Encoded, LengthBuckets, pad
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
 
 Batch = dict[str, Tensor]
 LossFn = Callable[[nn.Module, Batch], dict[str, Tensor]]
+# Over how many things of a batch the loss of a name is a mean: what makes the parts of a batch add up to the whole.
+Counts = Callable[[str, Batch], int]
 
 
 class Examples(Dataset):
@@ -114,19 +117,9 @@ def linear_schedule(
     return get_linear_schedule_with_warmup(optimizer, int(warmup * steps), steps)
 
 
-@dataclass
-class History:
-    """What a run did: each step's losses by name, the seconds it took, and what was measured after each epoch."""
-
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    measured: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def smooth(self, name: str = "loss", window: int = 50) -> list[float]:
-        """Return the running mean of a loss over ``window`` steps."""
-        values = torch.tensor(self.losses[name])
-        window = min(window, len(values))
-        return values.unfold(0, window, 1).mean(-1).tolist()
+def texts(name: str, batch: Batch) -> int:
+    """Count the texts of a batch, over which losses of logits are means."""
+    return len(batch["rows"])
 
 
 def fit(
@@ -142,6 +135,7 @@ def fit(
     clip: float = 1.0,
     seed: int = 0,
     label: str = "training",
+    counts: Counts = texts,
     after_epoch: Callable[[nn.Module, int], dict[str, float]] | None = None,
     measure_every: int | None = None,
     after_step: Callable[[nn.Module, int], None] | None = None,
@@ -153,71 +147,63 @@ def fit(
     ``steps``, if given, ends the run (and its schedule) there instead of after ``epochs``. ``warmup`` is a share of all steps,
     ``clip`` the largest norm of the gradient. ``seed`` decides the dropout (the order of the data is the loader's), and the
     caller's random state is left as it was. What ``after_epoch(model, epoch)`` returns goes into the history; with
-    ``measure_every`` it is called as ``after_epoch(model, step)`` every so many steps and at the end instead. With
-    ``checkpoint`` (a file name) the run saves itself every ``checkpoint_every`` steps and after each epoch and, called again,
-    goes on from there to the same weights. Raises UserError when a loss is not finite, with the step and the usual cause.
+    ``measure_every`` it is called as ``after_epoch(model, step)`` every so many steps and at the end instead.
+
+    With ``checkpoint`` (a file name) the run saves itself every ``checkpoint_every`` steps, after each epoch and on SIGTERM and,
+    called again, goes on from there to the same weights. In several processes (``processes``) a batch of the loader is the
+    whole run's: each process takes the rows that it owns, and ``counts`` says over how many things each loss is a mean, so that
+    the step is the one that a single process would take. A batch for which the memory is too small is halved until it fits,
+    gradients summed, with a note. Raises UserError when a loss or a gradient is not finite, with the step and the usual cause.
     """
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
-    accelerator = Accelerator()
-    buckets = batches.batch_sampler
-    optimizer = adamw(model, lr, weight_decay)
+    processes.start()
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    buckets, batches = batches.batch_sampler, _own_part(batches)
     total = steps or epochs * len(buckets)
     epochs = -(-total // len(buckets))
+    optimizer = adamw(model, lr, weight_decay)
     schedule = linear_schedule(optimizer, total, warmup)
     history, started = History(), time.perf_counter()
-    device_ids = [accelerator.device] if accelerator.device.type == "cuda" else []
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    # Accelerate would leave its autocast on the model for good; here it is around the losses only, and what is measured
-    # or used later is computed in the model's own precision.
-    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    state = Checkpoint(checkpoint, plain, optimizer, schedule, history)
+    state = Checkpoint(checkpoint, model, optimizer, schedule, history)
+    losses, optimizer = accelerator.prepare(Losses(model, loss_fn), optimizer)
+    take = Step(accelerator, losses, optimizer, counts, clip, label)
 
     def measure(when: int) -> None:
         model.eval()
-        history.measured.append(after_epoch(plain, when))
+        history.measured.append(after_epoch(model, when))
         model.train()
 
     def save(step: int) -> None:
         history.seconds = before + time.perf_counter() - started
         state.save(step, finished=step == total)  # a finished run needs AdamW's moments no more
 
-    with torch.random.fork_rng(devices=device_ids):
-        torch.manual_seed(seed)
-        step = state.load() if checkpoint and checkpoint.exists() else 0
+    with _own_randomness(accelerator.device, seed), interrupt.deferred(), _left_in_evaluation(model):
+        step = state.load() if state.exists() else 0
         before = history.seconds
-        bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False)
+        bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False, disable=not processes.is_main())
         # a finished run may have stopped inside an epoch: nothing of it is left to do
         for epoch in range(step // len(buckets), epochs if step < total else 0):
             model.train()
-            # Accelerate sets the sampler's epoch from a count of its own, which begins at 0 in a resumed run too
-            buckets.set_epoch(epoch)
-            batches.set_epoch(epoch)
-            batches.skip_batches = step % len(buckets)
+            buckets.set_epoch(epoch, start=step % len(buckets))
             for batch in batches:
-                with accelerator.autocast():
-                    losses = loss_fn(model, batch)
-                    loss = sum(losses.values())
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"{label}: the loss is {loss.item()} at step {step} of epoch {epoch}; lower lr={lr:g}, or look for "
-                        "empty texts in the data"
-                    )
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), clip)
-                optimizer.step()
+                done = take({name: value.to(accelerator.device) for name, value in batch.items()}, step, epoch)
                 schedule.step()
-                optimizer.zero_grad()
                 step += 1
-                _record(history, losses | {"loss": loss})
+                history.record(done)
                 if after_step:
-                    after_step(plain, step)
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                    after_step(model, step)
+                bar.set_postfix(loss=f"{done['loss']:.3f}", refresh=False)
                 bar.update()
                 if after_epoch and measure_every and (step % measure_every == 0 or step == total):
                     measure(step)
                 if step == total:
                     break
+                if take.stopped:
+                    if checkpoint:
+                        save(step)
+                    raise interrupt.Stopped
                 if checkpoint and step % checkpoint_every == 0 and step % len(buckets):
                     save(step)
             if after_epoch and not measure_every:
@@ -225,95 +211,175 @@ def fit(
             if checkpoint:  # after measuring, so that a run resumed here lacks no epoch's figures
                 save(step)
         bar.close()
-    model.eval()
     history.seconds = before + time.perf_counter() - started
     return history
 
 
-def _record(history: History, losses: dict[str, Tensor]) -> None:
-    for name, value in losses.items():
-        history.losses.setdefault(name, []).append(value.item())
+class Losses(nn.Module):
+    """A model and its losses as one module: data parallelism averages the gradients of what went through a ``forward``."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of a batch by name."""
+        return self.loss_fn(self.model, batch)
 
 
-@dataclass
-class Checkpoint:
-    """Everything a run needs to go on as if it had not stopped, in one safetensors file, replaced atomically.
+class Step:
+    """One step of the optimiser on a batch, of which other processes may have a part, and which memory may force into parts.
 
-    Model, AdamW's moments, the torch random state and, as JSON in the header, step, schedule and history.
+    A mean over the whole batch is the sum over its parts of (things in the part / things in all) · (mean over the part).
     """
 
-    path: Path | None
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    history: History
+    def __init__(self, accelerator, losses: nn.Module, optimizer, counts: Counts, clip: float, label: str):
+        self.accelerator, self.losses, self.optimizer = accelerator, losses, optimizer
+        self.counts, self.clip, self.label = counts, clip, label
+        self.parts, self.stopped = 1, False
 
-    def save(self, step: int, finished: bool = False) -> None:
-        """Write the state aside, then put it in the old one's place: a kill leaves one or the other, whole."""
-        tensors = {f"model.{n}": t.detach().clone() for n, t in self.model.state_dict().items()}
-        moments_of = {} if finished else self.optimizer.state_dict()["state"]
-        for index, moments in moments_of.items():
-            tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
-        tensors["random"] = torch.get_rng_state()
-        if torch.cuda.is_available():  # on a GPU the dropout is drawn from its own state
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
-        said = {"step": step} | asdict(self.history)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            save_file(tensors, aside, metadata={"run": json.dumps(said)})
-            os.replace(aside, self.path)
-        except OSError as error:
-            raise UserError(f"the checkpoint {self.path} cannot be written ({error}); free some space there") from None
-        finally:
-            aside.unlink(missing_ok=True)
+    def __call__(self, batch: Batch, step: int, epoch: int) -> dict[str, float]:
+        """Take the step; return the losses over the whole batch, of all processes, and their sum as "loss"."""
+        while True:
+            random = torch.get_rng_state()
+            try:
+                return self._take(batch, step, epoch)
+            except (RuntimeError, MemoryError) as error:
+                # one process cannot step back alone: the others wait for its gradients
+                if not is_full_memory(error) or processes.count() > 1 or self.parts >= len(batch["rows"]):
+                    raise
+            # only here, after the except clause, has the error let go of what the step had computed
+            self.optimizer.zero_grad()
+            torch.set_rng_state(random)
+            self.parts *= 2
+            fits = -(-len(batch["rows"]) // self.parts)
+            warnings.warn(
+                f"{self.label}: the memory is full at {len(batch['rows'])} texts of {batch['ids'].shape[1]} tokens; going on with "
+                f"{fits} at a time and their gradients summed, which is the same step; --batch-size {fits} would fit as it is",
+                UserNote, stacklevel=3,
+            )  # fmt: skip
 
-    def load(self) -> int:
-        """Restore the state and return the step to go on from."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                said = json.loads(file.metadata()["run"])
-            steps, told = said["step"], {name: said[name] for name in ("losses", "measured", "seconds")}
-            self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint {self.path} is damaged or of another model ({str(error).splitlines()[0]}); "
-                "delete it and start again"
-            ) from None
-        stored = self.optimizer.state_dict()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                stored["state"].setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(stored)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which were taken before
-            for _ in range(steps):
-                self.schedule.step()
-        torch.set_rng_state(tensors["random"])
-        if torch.cuda.is_available() and "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"])
-        for name, value in told.items():
-            setattr(self.history, name, value)
-        return steps
+    def _take(self, batch: Batch, step: int, epoch: int) -> dict[str, float]:
+        parts = _split(batch, self.parts)
+        alone = len(parts) == 1 and processes.count() == 1
+        done: dict[str, float] = {}
+        for part in parts:
+            losses = self.losses(part)  # under Accelerate's autocast, if there is one; the model itself is left as it is
+            shares = None if alone else self._shares(losses, part, batch)
+            for name, value in self._told(losses, shares).items():
+                done[name] = done.get(name, 0.0) + value
+            total = sum(done.values())
+            if not math.isfinite(total):
+                self._refuse("loss", total, step, epoch)
+            # data parallelism averages over the processes, and the parts that they hold add up
+            weights = {name: processes.count() * part for name, part in shares.items()} if shares else dict.fromkeys(losses, 1)
+            self.accelerator.backward(sum(weights[name] * value for name, value in losses.items()))
+        norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.clip)
+        if not torch.isfinite(norm):
+            self._refuse("gradient's norm", float(norm), step, epoch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return done | {"loss": sum(done.values())}
+
+    def _shares(self, losses: dict[str, Tensor], part: Batch, batch: Batch) -> dict[str, float]:
+        """Return, for each loss, how much of the whole batch's things this part holds."""
+        mine = bool(processes.owned(part["rows"].tolist()))  # else a row of another's stands in, that there be a batch
+        held = torch.tensor([float(self.counts(name, part)) if mine else 0.0 for name in losses], dtype=torch.float64)
+        whole = held if processes.count() > 1 else torch.tensor([float(self.counts(name, batch)) for name in losses])
+        whole = processes.total(whole.to(self.accelerator.device)).cpu()
+        return dict(zip(losses, (held / whole.clamp(min=1)).tolist(), strict=True))
+
+    def _told(self, losses: dict[str, Tensor], shares: dict[str, float] | None) -> dict[str, float]:
+        """Return what each loss adds to the whole batch's, over all processes; learn on the way whether one was told to stop."""
+        values = torch.stack([value.detach().double() for value in losses.values()])
+        if shares:
+            values = values * torch.tensor([*shares.values()], dtype=torch.float64, device=values.device)
+        asked = torch.tensor([float(interrupt.asked())], dtype=torch.float64, device=values.device)
+        *values, asked = processes.total(torch.cat([values, asked])).tolist()
+        self.stopped = asked > 0
+        return dict(zip(losses, values, strict=True))
+
+    def _refuse(self, what: str, value: float, step: int, epoch: int) -> None:
+        lr = self.optimizer.param_groups[0]["initial_lr"]
+        raise UserError(
+            f"{self.label}: the {what} is {value} at step {step} of epoch {epoch}; lower lr={lr:g}, or look for empty texts in the "
+            "data"
+        )
+
+
+def _split(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts by rows, each trimmed to its own longest text."""
+    if parts == 1:
+        return [batch]
+    pieces = [dict(zip(batch, values, strict=True)) for values in zip(*(v.chunk(parts) for v in batch.values()), strict=True)]
+    longest = [int(piece["mask"].sum(1).max()) for piece in pieces]
+    return [
+        {name: value[:, :T] if value.ndim > 1 else value for name, value in piece.items()}
+        for piece, T in zip(pieces, longest, strict=True)
+    ]
+
+
+class _OwnPart(Sampler):
+    """The rows of each batch that this process owns; where it owns none, one that stands in and counts for nothing."""
+
+    def __init__(self, buckets: LengthBuckets):
+        self.buckets = buckets
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (processes.owned(rows) or rows[:1] for rows in self.buckets)
+
+
+def _own_part(batches: DataLoader) -> DataLoader:
+    if processes.count() == 1:
+        return batches
+    return DataLoader(
+        batches.dataset, batch_sampler=_OwnPart(batches.batch_sampler), collate_fn=batches.collate_fn, generator=torch.Generator()
+    )
+
+
+@contextlib.contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside, a stream for each process, and leave the caller's random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + 1_000_003 * processes.index())
+        yield
+
+
+@contextlib.contextmanager
+def _left_in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode at the end, however that comes: a lesson's stop button leaves a model that can be used."""
+    try:
+        yield
+    finally:
+        model.eval()
+        model.zero_grad(set_to_none=True)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, encoded: Encoded, batch_size: int = 64, label: str | None = None) -> Float[Tensor, "N K"]:
+def predict(
+    model: nn.Module, encoded: Encoded, batch_size: int = 64, label: str | None = None, shared: bool = False
+) -> Float[Tensor, "N K"]:
     """Return the logits of every text, in the order given, computed in evaluation mode in batches of like length.
 
-    With ``label`` a progress bar shows under that name.
+    With ``label`` a progress bar shows under that name. ``shared``: several processes, which must all call this, compute a part
+    each and get the whole; otherwise each computes everything.
     """
+    shared = shared and len(encoded) >= processes.count() > 1
+    own = processes.owned(range(len(encoded))) if shared else list(range(len(encoded)))
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    batches = loader(Examples(encoded), batch_size, shuffle=False)
-    logits: list[Tensor] = [torch.empty(0)] * len(encoded)
+    batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
+    logits: list[Tensor] = [torch.empty(0)] * len(own)
     for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
         out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
         for row, value in zip(batch["rows"].tolist(), out, strict=True):
             logits[row] = value
     model.train(training)
+    if shared:
+        return processes.collect(torch.tensor(own), torch.stack(logits), len(encoded))
     return torch.stack(logits)
 
 

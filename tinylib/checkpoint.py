@@ -1,0 +1,210 @@
+"""Checkpoints: everything that a run needs to go on as if it had not stopped, safe from a kill at any moment and checked when read.
+
+A file is written aside, synced to the disk and renamed, so a kill or a power cut leaves the old one or the new one, whole. The
+one before it stays beside it (``run.safetensors``, ``run.1.safetensors``, …): should the newest be damaged, the run goes on
+from the last good one, and says so. Nothing is pickled.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tinylib import processes
+from tinylib.errors import UserError, UserNote
+from tinylib.history import History
+
+KEEP = 2  # checkpoints of a run: the newest, and those before it
+
+
+class Checkpoint:
+    """The state of a run: model, AdamW's moments, random states and, as JSON in the header, step, schedule and history.
+
+    In a run of several processes the main one reads and writes for all of them; a run may go on with another number of
+    processes, whose dropout is then drawn anew.
+    """
+
+    def __init__(
+        self, path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler, history: History, keep: int = KEEP,
+    ):  # fmt: skip
+        self.path, self.model, self.optimizer, self.schedule, self.history = path, model, optimizer, schedule, history
+        self.keep = keep
+
+    def files(self) -> list[Path]:
+        """Return the places of this run's checkpoints, the newest first, whether they are there or not."""
+        older = [self.path.with_suffix(f".{n}{self.path.suffix}") for n in range(1, self.keep)]
+        return [self.path, *older]
+
+    def exists(self) -> bool:
+        """Tell whether there is anything to go on from; all processes get the main one's answer."""
+        found = self.path is not None and any(path.exists() for path in self.files())
+        return bool(processes.same(torch.tensor(int(found))))
+
+    # Writing
+
+    def save(self, step: int, finished: bool = False) -> None:
+        """Write the state; of a finished run without AdamW's moments, which it needs no more, and without older ones."""
+        random = self._random_states()  # of all processes, so all must come here
+        if processes.is_main():
+            tensors = {f"model.{n}": t.detach().clone() for n, t in self.model.state_dict().items()}
+            moments_of = {} if finished else self.optimizer.state_dict()["state"]
+            for index, moments in moments_of.items():
+                tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
+            self._write(tensors | random, {"step": step} | asdict(self.history), finished)
+        processes.wait()
+
+    def _write(self, tensors: dict[str, Tensor], said: dict, finished: bool) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file(tensors, aside, metadata={"run": json.dumps(said), "sha256": _digest(tensors)})
+            _sync(aside)
+            self._age(finished)
+            os.replace(aside, self.path)
+            _sync(self.path.parent)
+        except OSError as error:
+            remedy = "free some space there, and go on from the last one"
+            raise UserError(f"the checkpoint {self.path} cannot be written ({error}); {remedy}") from None
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _age(self, finished: bool) -> None:
+        """Make room for the newest: each older one moves on by a place, the oldest goes."""
+        files = self.files()
+        if finished:
+            for older in files[1:]:
+                older.unlink(missing_ok=True)
+            return
+        for newer, older in reversed(list(zip(files, files[1:], strict=False))):
+            if newer.exists():
+                os.replace(newer, older)
+
+    def _random_states(self) -> dict[str, Tensor]:
+        own = {"random": torch.get_rng_state()}
+        if torch.cuda.is_available():  # on a GPU the dropout is drawn from its own state
+            own["random_cuda"] = torch.cuda.get_rng_state()
+        if processes.count() == 1:
+            return own
+        stacked = {}
+        for name, state in own.items():
+            mine = torch.zeros(processes.count(), len(state), dtype=torch.int32)
+            mine[processes.index()] = state.int()
+            stacked[name] = processes.total(mine).to(torch.uint8)
+        return stacked
+
+    # Reading
+
+    def load(self) -> int:
+        """Restore the state and return the step to go on from; raise UserError if no checkpoint is whole and of this model."""
+        tensors, said = self._newest_whole() if processes.is_main() else ({}, {})
+        if processes.count() > 1:
+            tensors, said = _to_all(tensors, said)
+        self._restore(tensors, said)
+        return said["step"]
+
+    def _newest_whole(self) -> tuple[dict[str, Tensor], dict]:
+        trouble = None
+        for path in self.files():
+            if not path.exists():
+                continue
+            try:
+                tensors, said = _read(path)
+                own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+                _check_fit(own, self.model.state_dict())
+            except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                trouble = trouble or (path, str(error).splitlines()[0])
+                continue
+            if trouble:
+                what = f"the checkpoint {trouble[0]} is damaged ({trouble[1]})"
+                warnings.warn(f"{what}: going on from the one before it, of step {said['step']}", UserNote, stacklevel=2)
+            return tensors, said
+        path, why = trouble
+        raise UserError(f"the checkpoint {path} is damaged or of another model ({why}); delete it and start again")
+
+    def _restore(self, tensors: dict[str, Tensor], said: dict) -> None:
+        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        stored = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                stored["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(stored)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which were taken before
+            for _ in range(said["step"]):
+                self.schedule.step()
+        self._restore_random(tensors, said["step"])
+        for name in ("losses", "measured", "seconds"):
+            setattr(self.history, name, said[name])
+
+    def _restore_random(self, tensors: dict[str, Tensor], step: int) -> None:
+        states = {name: tensors[name] for name in ("random", "random_cuda") if name in tensors}
+        held = {name: len(state) if state.ndim == 2 else 1 for name, state in states.items()}
+        if any(number != processes.count() for number in held.values()):  # saved by another number of processes
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * (step + 1))
+            return
+        for name, state in states.items():
+            own = state[processes.index()] if state.ndim == 2 else state
+            if name == "random":
+                torch.set_rng_state(own)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(own)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Return the tensors and the JSON of a checkpoint; raise what its readers raise, ValueError if the content has changed."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        told = file.metadata() or {}
+    said = json.loads(told["run"])
+    if told["sha256"] != _digest(tensors):
+        raise ValueError("its content is not what was written")
+    if type(said["step"]) is not int or not isinstance(tensors["random"], Tensor):
+        raise ValueError("it has no step")
+    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")}
+
+
+def _check_fit(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    shapes = [{name: tuple(tensor.shape) for name, tensor in part.items()} for part in (stored, own)]
+    if shapes[0] != shapes[1]:
+        odd = sorted(n for n in {*stored, *own} if shapes[0].get(n) != shapes[1].get(n))[0]
+        raise ValueError(f"{odd} is {shapes[0].get(odd, 'missing')}, and {shapes[1].get(odd, 'unknown')} in this model")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Return the sha256 of tensors by name: safetensors checks its header and sizes, not the content."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's list of files, onto the disk before anything else happens."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _to_all(tensors: dict[str, Tensor], said: dict) -> tuple[dict[str, Tensor], dict]:
+    """Give every process what the main one has read; the others' disks may not hold it."""
+    shapes = {name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+    shapes, said = json.loads(processes.same_text(json.dumps([shapes, said])))
+    shared = {}
+    for name, (shape, dtype) in shapes.items():
+        own = tensors.get(name)
+        shared[name] = processes.same(torch.zeros(shape, dtype=getattr(torch, dtype)) if own is None else own)
+    return shared, said
