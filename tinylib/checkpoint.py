@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinylib import processes
+from tinylib import processes, sharing
 from tinylib.errors import UserError, UserNote
 from tinylib.history import History
 
@@ -47,7 +47,7 @@ class Checkpoint:
     def exists(self) -> bool:
         """Tell whether there is anything to go on from; all processes get the main one's answer."""
         found = self.path is not None and any(path.exists() for path in self.files())
-        return bool(processes.same(torch.tensor(int(found))))
+        return bool(sharing.same(torch.tensor(int(found))))
 
     # Writing
 
@@ -98,7 +98,7 @@ class Checkpoint:
         for name, state in own.items():
             mine = torch.zeros(processes.count(), len(state), dtype=torch.int32)
             mine[processes.index()] = state.int()
-            stacked[name] = processes.total(mine).to(torch.uint8)
+            stacked[name] = sharing.total(mine).to(torch.uint8)
         return stacked
 
     # Reading
@@ -153,7 +153,7 @@ class Checkpoint:
             torch.manual_seed(torch.initial_seed() + 1_000_003 * (step + 1))
             return
         for name, state in states.items():
-            own = state[processes.index()] if state.ndim == 2 else state
+            own = state[processes.index()].clone() if state.ndim == 2 else state  # torch reads past a view's beginning
             if name == "random":
                 torch.set_rng_state(own)
             elif torch.cuda.is_available():
@@ -202,9 +202,9 @@ def _sync(path: Path) -> None:
 def _to_all(tensors: dict[str, Tensor], said: dict) -> tuple[dict[str, Tensor], dict]:
     """Give every process what the main one has read; the others' disks may not hold it."""
     shapes = {name: (list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
-    shapes, said = json.loads(processes.same_text(json.dumps([shapes, said])))
+    shapes, said = json.loads(sharing.same_text(json.dumps([shapes, said])))
     shared = {}
     for name, (shape, dtype) in shapes.items():
         own = tensors.get(name)
-        shared[name] = processes.same(torch.zeros(shape, dtype=getattr(torch, dtype)) if own is None else own)
+        shared[name] = sharing.same(torch.zeros(shape, dtype=getattr(torch, dtype)) if own is None else own)
     return shared, said

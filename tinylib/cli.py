@@ -8,12 +8,13 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinylib import __version__
-from tinylib.errors import UserError, UserNote
+from tinylib import __version__, interrupt, processes
+from tinylib.errors import UserError, UserNote, is_full_memory
 
 # torch and what stands on it are imported only once a command is to run, so that --help answers at once.
 
@@ -91,8 +92,8 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     corpus = "shipped name (corpus), .txt or .parquet file, or folder of them (default corpus)"
     sub.add_argument("--corpus", default="corpus", help=corpus)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
-    start = "random, embeddings or teacher: what of the teacher the student starts from (default teacher)"
-    sub.add_argument("--start", default="teacher", help=start)
+    start = "random, embeddings or teacher: what of the teacher the student starts from (default: teacher where its layers fit)"
+    sub.add_argument("--start", default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
     sub.add_argument("--steps", type=_count, default=None, metavar="N")
@@ -199,17 +200,33 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         name = f"tinylib {args.command}"
-        with _notes(name):
+        with _notes(name), _as_one(), interrupt.listening():
             return _run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{name}: stopped; teach, general and distill go on with --resume", file=sys.stderr)
-        return 130
+        return interrupt.EXIT_CODE if isinstance(stop, interrupt.Stopped) else 130
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:  # a fault of ours: the traceback is what we want to be sent
             raise
+        if not processes.is_main():
+            time.sleep(3)  # the main process says the same, and its launcher ends this one; if not, the fault is here alone
         print(f"{name}: {' '.join(sentence.split())}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _as_one() -> Iterator[None]:
+    """Let the main one of several processes speak for all."""
+    if processes.count() == 1:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if not processes.is_main():
+            os.environ["TQDM_DISABLE"] = "1"
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        yield
+        processes.stop()  # after a failure the launcher ends the others, who would wait in vain
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -231,8 +248,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError):
         why = error.strerror or error
         return f"{error.filename or 'a file'}: {why}; check that it may be used and that the disk has room"
-    full = ("out of memory", "allocate memory")  # what torch says on a GPU and on a CPU
-    if isinstance(error, MemoryError) or any(text in str(error) for text in full):
+    if is_full_memory(error):
         return "the memory is full; try a smaller --batch-size or --max-length, or close other programs"
     return None
 

@@ -18,10 +18,16 @@ class _State:
     asked = False
 
 
-def listen() -> None:
-    """Answer SIGTERM from here on: at once, or, while a training runs, after the step that it is in."""
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Answer SIGTERM inside: at once, or, while a training runs, after the step that it is in. For the main thread."""
     _State.asked = False
-    signal.signal(signal.SIGTERM, _answer)
+    before = signal.signal(signal.SIGTERM, _answer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _State.asked = False
 
 
 def _answer(signum: int, frame) -> None:

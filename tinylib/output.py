@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tinylib import processes
 from tinylib.errors import UserError
 from tinylib.models import is_full_disk
 
@@ -17,7 +19,8 @@ CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # in the working fo
 OURS = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
     "special_tokens_map.json", "metrics.json", "data", "compressed", "projections.safetensors", "general.json",
-    "README.md", "model.onnx",
+    "README.md", "model.onnx", "vocab.json", "merges.txt", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model",
+    "spm.model", "bpe.codes",
 }  # fmt: skip
 
 
@@ -51,8 +54,13 @@ def output(
 
     After any failure ``folder`` is as it was and the working folder is gone, unless ``run`` is given and
     there are checkpoints in it: then ``resume`` finds them. ``run`` is what decides the result, as plain
-    JSON: a run is resumed with the same one only.
+    JSON: a run is resumed with the same one only. Of several processes the main one writes; the others get a folder that is
+    thrown away.
     """
+    if not processes.is_main():
+        with tempfile.TemporaryDirectory(prefix="tinylib-") as nowhere:
+            yield Path(nowhere)
+        return
     shown, folder = folder, place(folder, reads)
     work, old = (folder.parent / f".{folder.name}.{state}" for state in ("unfinished", "old"))
     new_parents = [path for path in folder.parents if not path.exists()]

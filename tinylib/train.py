@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from tinylib import interrupt, processes
+from tinylib import interrupt, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
@@ -286,7 +286,7 @@ class Step:
         mine = bool(processes.owned(part["rows"].tolist()))  # else a row of another's stands in, that there be a batch
         held = torch.tensor([float(self.counts(name, part)) if mine else 0.0 for name in losses], dtype=torch.float64)
         whole = held if processes.count() > 1 else torch.tensor([float(self.counts(name, batch)) for name in losses])
-        whole = processes.total(whole.to(self.accelerator.device)).cpu()
+        whole = sharing.total(whole.to(self.accelerator.device)).cpu()
         return dict(zip(losses, (held / whole.clamp(min=1)).tolist(), strict=True))
 
     def _told(self, losses: dict[str, Tensor], shares: dict[str, float] | None) -> dict[str, float]:
@@ -295,7 +295,7 @@ class Step:
         if shares:
             values = values * torch.tensor([*shares.values()], dtype=torch.float64, device=values.device)
         asked = torch.tensor([float(interrupt.asked())], dtype=torch.float64, device=values.device)
-        *values, asked = processes.total(torch.cat([values, asked])).tolist()
+        *values, asked = sharing.total(torch.cat([values, asked])).tolist()
         self.stopped = asked > 0
         return dict(zip(losses, values, strict=True))
 
@@ -379,7 +379,7 @@ def predict(
             logits[row] = value
     model.train(training)
     if shared:
-        return processes.collect(torch.tensor(own), torch.stack(logits), len(encoded))
+        return sharing.collect(torch.tensor(own), torch.stack(logits), len(encoded))
     return torch.stack(logits)
 
 
