@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,21 @@ def course_copy(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / "data" / name, copy / "data" / name)
     shutil.copy(ROOT / "data" / "README.md", copy / "data")
     return copy
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """Give a function that mounts a real small disk, or skip where that needs another user."""
+    mounted = []
+
+    def mount(*options: str, size: str = "1m") -> Path:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs root: the same trouble is tested with stand-ins above")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

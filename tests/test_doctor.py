@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import webbrowser
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,24 +233,6 @@ def test_little_memory_is_found(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
     assert only(doctor.memory).mark == WARNING
     assert "1.0 GB free" in only(doctor.memory).text
-
-
-@pytest.fixture
-def tmpfs(tmp_path):
-    """Give a function that mounts a real small disk, or skip where that needs another user."""
-    mounted = []
-
-    def mount(*options: str) -> Path:
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=1m", *options)), "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small disk needs root: the same trouble is tested with stand-ins above")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_is_really_full(cache, tmpfs, monkeypatch, capsys):

@@ -71,11 +71,12 @@ class Checkpoint:
             self._age(finished)
             os.replace(aside, self.path)
             _sync(self.path.parent)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors passes a full disk on as its own error
             remedy = "free some space there, and go on from the last one"
             raise UserError(f"the checkpoint {self.path} cannot be written ({error}); {remedy}") from None
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that can only be read refuses this as well
+                aside.unlink(missing_ok=True)
 
     def _age(self, finished: bool) -> None:
         """Make room for the newest: each older one moves on by a place, the oldest goes."""
