@@ -24,7 +24,7 @@ NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/pytho
 .PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured bench colab pins clean
 
 help: ## list these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with everything in it (once; a few minutes)
 
