@@ -11,14 +11,8 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Derivations must come out the same everywhere; training results differ in the last digits, so those lessons are
-# run to the end and only the cells tagged nbval-check-output are compared.
-STRICT := $(sort $(wildcard notebooks/00_*.ipynb notebooks/01_*.ipynb notebooks/02_*.ipynb))
-LAX := $(filter-out $(STRICT),$(sort $(wildcard notebooks/*.ipynb)))
-# TQDM_MININTERVAL: nbval reads a cell's messages after the cell, and of more than about 2,000 the rest are lost, the one that
-# says "done" among them; a progress bar that is drawn ten times a second sends that many in a minute.
-NBVAL := TQDM_MININTERVAL=5 TINYLIB_TYPECHECK=1 TINYLIB_TIER=laptop $(BIN)/python -m pytest -p no:xdist --nbval-current-env \
-	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=1500 --durations=10 $(PYTEST_ARGS)
+# Tests and lessons run as many at a time as there are cores, each on its share of the threads.
+JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured bench colab pins clean
@@ -54,12 +48,13 @@ lab: setup ## open the course in JupyterLab (more options: make lab LAB_ARGS="--
 
 test: setup ## run everything that CI checks: ruff, pytest, every lesson from top to bottom
 	$(BIN)/ruff check .
-	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(if $(STRICT),$(NBVAL) --nbval $(STRICT))
-	$(if $(LAX),$(NBVAL) --nbval-lax $(LAX))
+	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(PYTEST_ARGS)
+	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
+	$(BIN)/python notebooks/tools/check.py $(PYTEST_ARGS)
 
 test-fast: setup ## run pytest without the slow tests and without the lessons
-	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m "not slow and not network and not browser" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+		-m "not slow and not network and not browser and not alone" $(PYTEST_ARGS)
 
 mutants: setup ## the exercise checks against learners' mistakes: a table of wrong answers refused, right ones accepted
 	cd tests && ../$(BIN)/python -m mutants

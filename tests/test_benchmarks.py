@@ -118,6 +118,7 @@ def between_marks(readme: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_speed_benchmark_gives_every_ratio_and_writes_the_table_of_its_file(tmp_path):
     shutil.copy(ROOT / "benchmarks" / "README.md", tmp_path)
     needed = {name for race, *pair in speed_report.RATIOS.values() for name in pair} - set(speed_report.IN_SERIES)

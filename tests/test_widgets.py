@@ -148,6 +148,7 @@ def test_the_model_keeps_its_mode_and_gets_no_gradient(small, tokenizer):
     small.eval()
 
 
+@pytest.mark.alone
 def test_a_moved_slider_is_answered_at_once(tokenizer):
     explorer = widgets.head_explorer(Bert.from_pretrained("minilm-l6"), tokenizer, "film " * 46)
     controls, _ = parts(explorer)
@@ -251,6 +252,7 @@ def test_a_model_beside_itself_moves_nothing(small, tokenizer):
     assert "move 0% of its weight" in drawing.value
 
 
+@pytest.mark.alone
 def test_the_pair_answers_an_empty_sentence_and_a_slider_at_once(pair):
     controls, drawing = parts(pair[2])
     before = drawing.value
