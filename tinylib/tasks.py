@@ -1,0 +1,75 @@
+"""The two kinds of task, classes and scores (a regression): the loss with the labels, the figure that counts, the report.
+
+A model's head says which it is: of one output it is a regression's (``BertConfig.head_for``).
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinylib import metrics
+from tinylib.config import BertConfig
+from tinylib.train import Batch, LossFn, classification_loss
+
+NO_CLASS, NO_SCORE = -100, float("nan")  # the label of a text that has none: no loss with labels counts it
+
+
+def regression_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return the mean squared error of the scores, the loss that fine-tuning minimises; rows of ``NO_SCORE`` do not count."""
+    scores = model(batch["ids"], batch["mask"], batch["segments"]).logits[:, 0]
+    known = ~batch["labels"].isnan()
+    return {"labels": (scores.float() - batch["labels"])[known].square().mean()}
+
+
+def label_loss(config: BertConfig) -> LossFn:
+    """Return the loss with the labels that belongs to a model's head."""
+    return regression_loss if config.head == "regression" else classification_loss
+
+
+def without_labels(labels: Tensor, count: int) -> Tensor:
+    """Return labels (count,) of the kind of ``labels`` that say that there are none."""
+    return labels.new_full((count,), NO_SCORE if labels.is_floating_point() else NO_CLASS)
+
+
+def figure(logits: Float[Tensor, "N K"]) -> str:
+    """Return the name of the figure that a task is judged by: accuracy, of scores Pearson's correlation."""
+    return "accuracy" if logits.shape[1] > 1 else "pearson"
+
+
+def told(logits: Float[Tensor, "N K"]) -> Tensor:
+    """Return what a model says of each text (N,): the class of the largest logit, or the score."""
+    return logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
+
+
+def score(labels: Tensor, logits: Float[Tensor, "N K"]) -> float:
+    """Return the figure that the task is judged by."""
+    judge = metrics.accuracy if logits.shape[1] > 1 else metrics.pearson
+    return judge(labels, told(logits))
+
+
+def figures(labels: Tensor, logits: Float[Tensor, "N K"], data: str = "") -> dict[str, float]:
+    """Return what a teacher is compared by: accuracy (and the ``score`` of a GLUE task that has one), or the three of scores."""
+    said = told(logits)
+    if logits.shape[1] == 1:
+        return {name: metric(labels, said) for name, metric in metrics.SCORE_METRICS.items()}
+    metric, measured = metrics.of_task(data)
+    more = {} if metric == "accuracy" else {"score": measured(labels, said)}
+    return {"accuracy": metrics.accuracy(labels, said)} | more
+
+
+def report(labels: Tensor, logits: Float[Tensor, "N K"], data: str = "") -> dict:
+    """Return the figures of a split by name, those that vary with the draw of the texts with their 95 % bootstrap interval.
+
+    Of classes accuracy, precision, recall and F1 (macro), and GLUE's own ``score`` where the task ``data`` has one; of scores
+    Pearson, Spearman and RMSE, and nothing of classes.
+    """
+    said, found = told(logits), {}
+    if logits.shape[1] == 1:
+        for name, metric in metrics.SCORE_METRICS.items():
+            found |= {name: metric(labels, said), f"{name}_interval_95": list(metrics.bootstrap_interval(labels, said, metric))}
+        return {"metric": "pearson"} | found
+    scores = metrics.classification_report(labels, said)
+    interval = list(metrics.bootstrap_interval(labels, said))
+    found = {"accuracy": scores.pop("accuracy"), "accuracy_interval_95": interval}
+    found |= {name: scores[name] for name in ("precision", "recall", "f1")}
+    metric, measured = metrics.of_task(data)
+    return found if metric == "accuracy" else found | {"metric": metric, "score": measured(labels, said)}
