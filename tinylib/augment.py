@@ -22,14 +22,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tinylib.bert import Bert
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
+from tinylib.stored import first_line, read_tensors
 from tinylib.text import POOL, Encoded, LengthBuckets, pad
 
 BATCH = 32  # sentences; more are slower on a CPU, whose cache they overflow, and faster on a GPU
@@ -76,11 +75,13 @@ class WordVectors:
         folder = Path(folder) if folder is not None else data_folder() / "word_vectors"
         try:
             words = (folder / "words.txt").read_text(encoding="utf-8").split("\n")
-            vectors = load_file(folder / "vectors.safetensors")["vectors"]
+            vectors = read_tensors(folder / "vectors.safetensors")["vectors"]
+            if vectors.ndim != 2 or not vectors.is_floating_point():
+                raise ValueError(f"vectors is {tuple(vectors.shape)} {vectors.dtype}, not (words, numbers of each)")
             return cls(words[:-1] if words[-1] == "" else words, vectors)
-        except (SafetensorError, LookupError, ValueError, OSError) as error:  # UserError is a ValueError
+        except (LookupError, ValueError, OSError) as error:  # UserError is a ValueError
             raise UserError(
-                f"{folder} holds no usable word vectors ({error}); it needs words.txt and vectors.safetensors, "
+                f"{folder} holds no usable word vectors ({first_line(error)}); it needs words.txt and vectors.safetensors, "
                 "and None names the folder that comes with the course"
             ) from None
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from tinylib import models
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
+from tinylib.stored import first_line
 from tinylib.text import Encoded, load_tokenizer, pad
 
 PARTS = ("train", "validation")
@@ -89,7 +90,7 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
 
 def files(source: str | Path) -> list[Path]:
     """Return the files of a corpus, sorted by name."""
-    folder = data_folder() / "corpus" if str(source) == "corpus" else Path(source).expanduser()
+    folder = data_folder() / "corpus" if str(source) == "corpus" else models.expanded(source)
     found = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
     usable = [path for path in found if path.suffix in SUFFIXES]
     if not usable:
@@ -121,14 +122,16 @@ def _parquet(path: Path) -> Iterator[list[str]]:
                     yield sentences
                     sentences = []
                 current = number
+                if not isinstance(text, str | None):
+                    raise UserError(f"{path}: a row of the column text is {text!r}, not a text; write it as strings")
                 if text:
                     sentences.append(text)
         if sentences:
             yield sentences
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); write it again") from None
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's kinds, and Python's for dates beyond the calendar and the like
+        raise UserError(f"{path} cannot be read ({first_line(error)}); write it again") from None
 
 
 def _lines(path: Path) -> Iterator[list[str]]:

@@ -1,16 +1,32 @@
 """The one exception that the package raises for a user's mistake, the one warning that it gives, and an error told apart."""
 
+LONGEST = 1200  # characters of a sentence; what is cut out of a longer one is the middle of something quoted
+
 
 class UserError(ValueError):
     """Say in one sentence what is wrong, where, and what to do about it.
 
     The command line prints the sentence and exits with code 2; in a notebook it is the last line of the
-    traceback.
+    traceback. What it quotes (a file's name, a cell) cannot break the line nor command the terminal: see ``plain``.
     """
+
+    def __init__(self, sentence: str):
+        super().__init__(plain(sentence))
 
 
 class UserNote(UserWarning):
     """Say in one sentence what the user should know of the result; the command line prints it as a note."""
+
+    def __init__(self, sentence: str):
+        super().__init__(plain(sentence))
+
+
+def plain(text: str) -> str:
+    """Return a text as one printable line: line breaks as spaces, other control characters escaped, the overlong cut."""
+    line = " ".join(part for part in (piece.strip() for piece in text.splitlines()) if part)
+    if not line.isprintable():  # an escape sequence out of a file could recolour or rewrite what the terminal shows
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
 def is_full_memory(error: BaseException) -> bool:

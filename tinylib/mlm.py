@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +25,7 @@ from tinylib import models
 from tinylib.bert import Bert
 from tinylib.corpus import Corpus
 from tinylib.errors import UserError
+from tinylib.stored import first_line, read_json, read_tensors
 from tinylib.text import load_tokenizer
 from tinylib.train import PRECISIONS, Batch, History, LossFn, fit, loader, set_precision
 
@@ -174,13 +175,16 @@ On held-out text, every chosen token covered by [MASK]:
 
 def load(folder: Path) -> Bert:
     """Return the base model with the trained layers and the masked-LM head of a delta folder."""
+    damaged = f"{folder} holds no masked-LM head ({{}}); copy the folder again".format
     try:
-        base = json.loads((folder / CARD).read_text(encoding="utf-8"))["base"]
-        changed = load_file(folder / DELTA)
+        base, changed = str(read_json(folder / CARD)["base"]), read_tensors(folder / DELTA)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no masked-LM head ({error}); copy the folder again") from None
+        raise UserError(damaged(first_line(error))) from None
     model = Bert.from_pretrained(base, head="masked_lm")
-    model.load_state_dict(model.state_dict() | {n: t.float() for n, t in changed.items()})
+    try:
+        model.load_state_dict(model.state_dict() | {n: t.float() for n, t in changed.items()})
+    except RuntimeError as error:  # another model's names or shapes
+        raise UserError(damaged(first_line(error))) from None
     return model.eval()
 
 

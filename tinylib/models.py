@@ -33,7 +33,10 @@ from filelock import FileLock, Timeout
 from tinylib.errors import UserError
 
 HUB_PATIENCE = 4.0  # seconds to wait for the hub's first answer; without internet that is all it costs
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
+)  # fmt: skip
 _LICENCES = ("LICENSE", "NOTICE", "README.md")  # kept beside the weights where the place has them
 
 
@@ -90,10 +93,17 @@ class Product(NamedTuple):
     bytes: int
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """Return a path with ``~`` as the home folder; ``~nobody``, where there is no such user, stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def cache_folder() -> Path:
     """Return the cache folder: TINYLIB_HOME, else the platform's own for ``tinylib``. It may not exist."""
     home = os.environ.get("TINYLIB_HOME")
-    return Path(home).expanduser().absolute() if home else platformdirs.user_cache_path("tinylib", False)
+    return expanded(home).absolute() if home else platformdirs.user_cache_path("tinylib", False)
 
 
 def shipped_folder() -> Path:
@@ -105,7 +115,7 @@ def shipped_folder() -> Path:
 
 def resolve(source: str | os.PathLike) -> Path:
     """Return a local folder with the model that `source` names: a folder, a shipped or a hub name."""
-    name, folder = os.fspath(source), Path(source).expanduser()
+    name, folder = os.fspath(source), expanded(source)
     if folder.is_dir():
         return folder
     if name in SHIPPED:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from tinylib import processes
 from tinylib.errors import UserError
-from tinylib.models import is_full_disk
+from tinylib.models import expanded, is_full_disk
 
 CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # in the working folder only
 # What the commands write. A folder that holds anything else is not replaced.
@@ -29,13 +29,13 @@ def place(folder: str | os.PathLike, reads: Sequence[str | os.PathLike] = ()) ->
 
     ``reads`` are the command's inputs: none of them may lie inside the folder, which is replaced at the end.
     """
-    shown, folder = folder, Path(folder).expanduser().resolve()  # a link is followed: its target is replaced
+    shown, folder = folder, expanded(folder).resolve()  # a link is followed: its target is replaced
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {shown} is a file; name a folder")
     if os.path.ismount(folder) or folder in (Path.cwd(), *Path.cwd().parents):
         raise UserError(f"--out {shown} cannot be replaced as a whole; name a new folder inside it")
     for source in reads:
-        read = Path(source).expanduser().resolve()
+        read = expanded(source).resolve()
         if read.exists() and (read == folder or folder in read.parents):
             raise UserError(f"--out {shown} holds {source}, which this command reads; name another folder")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
