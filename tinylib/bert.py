@@ -15,17 +15,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tinylib import models
 from tinylib.attention import MultiHeadAttention
 from tinylib.config import ACTIVATIONS, ARCHITECTURES, BertConfig
 from tinylib.errors import UserError
+from tinylib.stored import check_depth, check_new, read_json, read_tensors
 
 HEADS = ("pooler", "classifier", "lm_transform", "lm_norm", "lm_bias")  # what stands on top of the encoder
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
+    "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
+)  # fmt: skip
 
 # Our parameter names -> Hugging Face's. The first match wins.
 RENAMES = (
@@ -123,8 +126,8 @@ class Bert(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         if config.head != "masked_lm":
             self.pooler = nn.Linear(C, C)
-        if config.head == "classification":
-            self.classifier = nn.Linear(C, len(config.labels))
+        if config.outputs:
+            self.classifier = nn.Linear(C, config.outputs)
         if config.head == "masked_lm":
             self.lm_transform = nn.Linear(C, C)
             self.lm_norm = nn.LayerNorm(C, eps=config.layer_norm_eps)
@@ -181,7 +184,7 @@ class Bert(nn.Module):
         keep_relations: Collection[int] = (),
     ) -> BertOutput:
         """Run the encoder alone: ``forward`` without the head (whose cost over a vocabulary can exceed the encoder's)."""
-        self._check_layers(keep_hidden=keep_hidden, keep_scores=keep_scores, keep_relations=keep_relations)
+        check_layers(len(self.layers), keep_hidden=keep_hidden, keep_scores=keep_scores, keep_relations=keep_relations)
         x = self.embeddings(ids, segments)
         keys = None if mask is None else mask[:, None, None, :]  # a padding key must get no weight
         hidden_states = {0: x} if 0 in keep_hidden else {}
@@ -203,16 +206,8 @@ class Bert(nn.Module):
         # tied: the output matrix is the table of input embeddings
         return F.linear(self.lm_norm(transformed), self.embeddings.word.weight, self.lm_bias)
 
-    def _check_layers(self, **asked: Collection[int]) -> None:
-        L = len(self.layers)
-        for name, wanted in asked.items():
-            lowest = 0 if name == "keep_hidden" else 1  # the embeddings attend to nothing
-            for m in wanted:
-                if not lowest <= m <= L:
-                    raise UserError(f"{name} asks for layer {m}, but this model has layers {lowest} to {L}")
-
     def _logits(self, x: Tensor) -> Tensor | None:
-        if self.config.head == "classification":
+        if self.config.outputs:
             return self.classifier(self.dropout(torch.tanh(self.pooler(x[:, 0]))))  # [CLS] stands first
         if self.config.head == "masked_lm":
             return self.token_logits(x)
@@ -228,24 +223,30 @@ class Bert(nn.Module):
     ) -> "Bert":
         """Load a folder, a shipped name ("minilm-l6") or a hub name in the Hugging Face layout.
 
-        ``head="stored"`` keeps the checkpoint's head. ``labels`` asks for a classifier with these classes,
-        ``head`` for another head: what the checkpoint has of it is kept where the shape fits, the rest starts
-        from ``generator``. Raises UserError if a file is missing, damaged or of another model.
+        ``head="stored"`` keeps the checkpoint's head. ``labels`` asks for a classifier with these classes (one name: for a
+        regression head, which gives a score), ``head`` for another head: what the checkpoint has of it is kept where the
+        shape fits, the rest starts from ``generator``. Raises UserError if a file is missing, damaged or of another model.
         """
         folder = models.resolve(source)
-        config = BertConfig.from_dict(_read_config(folder), where=str(folder / "config.json"))
+        config = BertConfig.from_dict(read_config(folder), where=str(folder / "config.json"))
         if labels is not None:
-            config = config.replace(head="classification", labels=tuple(labels))
+            config = config.replace(head=BertConfig.head_for(labels), labels=tuple(labels))
         elif head != "stored":
-            config = config.replace(head=head, labels=config.labels if head == "classification" else ())
+            config = config.replace(head=head, labels=config.labels if head in ("classification", "regression") else ())
+        found = cls._matched(config, _read_weights(folder), folder, new_head=labels is not None or head != "stored")
         model = cls(config, generator)
-        model._load(_read_weights(folder), folder, new_head=labels is not None or head != "stored")
+        model.load_state_dict(model.state_dict() | found)
         if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
             model.tokenizer_folder = folder
         return model.eval()
 
-    def _load(self, stored: dict[str, Tensor], folder: Path, new_head: bool) -> None:
-        path, own, found = folder / "model.safetensors", self.state_dict(), {}
+    @classmethod
+    def _matched(cls, config: BertConfig, stored: dict[str, Tensor], folder: Path, new_head: bool) -> dict[str, Tensor]:
+        """Return the tensors of a file under our names; raise UserError if they are not those of this config."""
+        path, where, found = folder / "model.safetensors", str(folder / "config.json"), {}
+        check_depth(where, config.num_hidden_layers, stored)
+        with torch.device("meta"):  # shapes alone: no memory is taken before the file is known to fill it
+            own = cls(config).state_dict()
         plain = {to_hf(name): name for name in own}
         for name, tensor in stored.items():
             # A bare BertModel has no prefix; very old files call LayerNorm's parameters gamma and beta.
@@ -258,16 +259,20 @@ class Bert(nn.Module):
                     f"{path}: {name!r} has shape {tuple(tensor.shape)}, but config.json asks for "
                     f"{tuple(own[ours].shape)}; the two files are not of one model, copy both again"
                 )
+            if not tensor.is_floating_point():
+                raise UserError(f"{path}: {name!r} holds {tensor.dtype} numbers instead of weights; copy the checkpoint again")
             found[ours] = tensor.to(own[ours].dtype)
         # A head that was asked for may be new; a bare BertModel may lack its pooler, which nothing reads.
-        heads = HEADS if new_head else ("pooler",) if self.config.head is None else ()
+        heads = HEADS if new_head else ("pooler",) if config.head is None else ()
         lost = [name for name in own if name not in found and name.split(".")[0] not in heads]
         if lost:
             raise UserError(
-                f"{path} has no {to_hf(lost[0])!r}, which a {ARCHITECTURES[self.config.head]} needs; "
+                f"{path} has no {to_hf(lost[0])!r}, which a {ARCHITECTURES[config.head]} needs; "
                 "copy the checkpoint again, or name the head it should get"
             )
-        self.load_state_dict(own | found)
+        new = sum(tensor.numel() for name, tensor in own.items() if name not in found)
+        check_new(where, new, sum(tensor.numel() for tensor in stored.values()))
+        return found
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write config.json, model.safetensors and the tokenizer's files, as ``transformers`` reads them.
@@ -277,8 +282,8 @@ class Bert(nn.Module):
         folder = self.save_without_weights(folder)
         # A bare BertModel has no "bert." prefix in Hugging Face's layout.
         strip = (lambda n: n.removeprefix("bert.")) if self.config.head is None else (lambda n: n)
-        tensors = {strip(to_hf(n)): t.detach().cpu().to(dtype or t.dtype).contiguous() for n, t in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        stored = {strip(to_hf(n)): t.detach().cpu().to(dtype or t.dtype).contiguous() for n, t in self.state_dict().items()}
+        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
 
     def save_without_weights(self, folder: str | Path) -> Path:
@@ -288,10 +293,36 @@ class Bert(nn.Module):
         stored = json.dumps(self.config.to_dict(), indent=2) + "\n"
         (folder / "config.json").write_text(stored, encoding="utf-8")
         if self.tokenizer_folder and self.tokenizer_folder.resolve() != folder.resolve():
-            for name in TOKENIZER_FILES:
-                if (self.tokenizer_folder / name).exists():
-                    shutil.copyfile(self.tokenizer_folder / name, folder / name)
+            copy_tokenizer(self.tokenizer_folder, folder)
         return folder
+
+
+def check_layers(L: int, **asked: Collection[int]) -> None:
+    """Raise UserError for a layer that a model of L layers does not have; ``asked`` are ``Bert.forward``'s arguments."""
+    for name, wanted in asked.items():
+        lowest = 0 if name == "keep_hidden" else 1  # the embeddings attend to nothing
+        for m in wanted:
+            if not lowest <= m <= L:
+                raise UserError(f"{name} asks for layer {m}, but this model has layers {lowest} to {L}")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer's files beside a BERT that uses it; of another architecture's, its class is written down as well.
+
+    Without that class transformers would go by the model beside it and read a byte-level vocabulary as BERT's word pieces.
+    """
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    told = read_config(source) if (source / "config.json").exists() else {}
+    if told.get("model_type", "bert") == "bert" and "tokenizer_class" not in told:
+        return
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stored["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
+    path.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def to_hf(name: str) -> str:
@@ -302,21 +333,20 @@ def to_hf(name: str) -> str:
     return name  # classifier.weight and classifier.bias are called the same
 
 
-def _read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """Return the content of a checkpoint's config.json; raise UserError if there is none or if it is damaged."""
     path = folder / "config.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json; name the folder of a Hugging Face checkpoint") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is not JSON ({error}); copy the checkpoint again") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds a {type(stored).__name__} instead of names and values; copy it again")
-    return stored
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
+def weights_file(folder: Path, shards: bool = False) -> Path:
+    """Return the path of a checkpoint's safetensors file, with ``shards`` also that of the index of several; UserError without."""
+    path, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if shards and index.exists() and not path.exists():
+        return index
     if not path.exists():
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         remedy = (
@@ -325,7 +355,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             else "copy the checkpoint again"
         )
         raise UserError(f"{folder} has no model.safetensors; {remedy}")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy or download it again") from None
+    return path
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    return read_tensors(weights_file(folder))

@@ -5,6 +5,8 @@ stage shares, are offered under this module's name too.
 """
 
 import contextlib
+import math
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from tinylib import general
 from tinylib.bert import Bert
+from tinylib.encoders import Teacher
+from tinylib.errors import UserNote
 from tinylib.layers import (
     Distiller,
     LayerMap,
@@ -21,7 +25,9 @@ from tinylib.layers import (
     Wanted,
     Weights,
     choose_map,
+    counts_of,
     first_projections,
+    fitting,
     intermediate_losses,
     matching_loss,
     student_config,
@@ -33,9 +39,10 @@ from tinylib.losses import (
     attention_probability_loss,
     embedding_loss,
     hidden_loss,
+    prediction_loss,
     soft_target_loss,
 )
-from tinylib.student import new_student
+from tinylib.student import automatic_start, new_student
 from tinylib.train import Batch, Examples, History, fit, loader, predict
 
 __all__ = [
@@ -65,7 +72,7 @@ class Settings:
     """How a student is distilled; the defaults are those of the laptop tier."""
 
     student: str = "4x312"
-    start: str = "general"  # the shipped general student where one fits this teacher, else "teacher"; see student.new_student
+    start: str = "general"  # the shipped general student where one fits this teacher, else student.automatic_start
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     augment: int = 0  # copies of each training text (course.augmented)
     weights: Weights = Weights()
@@ -94,7 +101,7 @@ class Result:
 
 
 def distill_intermediate(
-    teacher: Bert,
+    teacher: Teacher,
     student: Bert,
     examples: Examples,
     settings: Settings,
@@ -111,15 +118,17 @@ def distill_intermediate(
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
         projections = first_projections(teacher, student.config, settings.start, settings.seed)
-    wanted, outputs = Wanted.by(layer_map, settings.weights), contextlib.nullcontext()
+    weights = fitting(teacher, settings.weights, say=True)
+    wanted, outputs = Wanted.by(layer_map, weights), contextlib.nullcontext()
     layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
-    size = TeacherOutputs.bytes_needed(teacher, examples, *layers)
+    heads = math.gcd(teacher.config.num_attention_heads, student.config.num_attention_heads)
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads)
     if settings.epochs_intermediate and size <= settings.cache_gb * 1e9:
-        outputs = teacher_outputs(teacher, examples, *layers, keep=keep_outputs)
+        outputs = teacher_outputs(teacher, examples, *layers, keep=keep_outputs, heads=heads)
     with outputs as cached:
         history = fit(
             Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed),
-            matching_loss(teacher, layer_map, settings.weights, cached),
+            matching_loss(teacher, layer_map, weights, cached), counts=counts_of(weights),
             epochs=settings.epochs_intermediate, lr=settings.lr_intermediate, seed=settings.seed, label="intermediate step",
             checkpoint=checkpoint, after_epoch=after_epoch and (lambda pair, epoch: after_epoch(pair.student, epoch)),
         )  # fmt: skip
@@ -127,16 +136,16 @@ def distill_intermediate(
 
 
 def distill_prediction(
-    teacher: Bert, student: Bert, examples: Examples, settings: Settings, checkpoint: Path | None = None,
+    teacher: Teacher, student: Bert, examples: Examples, settings: Settings, checkpoint: Path | None = None,
     after_epoch=None, after_step=None,
 ) -> History:  # fmt: skip
-    """Train the student's logits on the teacher's, soft targets only (eq. 10; section 3.2, step 2)."""
-    targets = predict(teacher, examples.encoded, label="teacher logits").clone()  # once a sentence
+    """Train the student's logits on the teacher's, soft targets only (eq. 10; section 3.2, step 2; ``prediction_loss``)."""
+    targets = predict(teacher, examples.encoded, label="teacher logits", shared=True).clone()  # once a sentence
 
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
         return {
-            "prediction": soft_target_loss(logits, targets[batch["rows"].cpu()].to(logits.device), settings.temperature)
+            "prediction": prediction_loss(logits, targets[batch["rows"].cpu()].to(logits.device), settings.temperature)
         }
 
     return fit(
@@ -146,7 +155,7 @@ def distill_prediction(
     )  # fmt: skip
 
 
-def first_student(teacher: Bert, settings: Settings) -> tuple[Bert, Projections | None]:
+def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections | None]:
     """Return the student that ``settings.start`` asks for and, with a general student, the projections that came with it."""
     config = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, config, settings.layer_map)
@@ -155,12 +164,15 @@ def first_student(teacher: Bert, settings: Settings) -> tuple[Bert, Projections 
         folder = general.shipped_for(teacher, config)
         if folder:
             return general.load(folder, teacher)
-        start = "teacher"
+        start = automatic_start(teacher, config.hidden_size)
+        if start == "random":
+            why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
+            warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
     return new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed)), None
 
 
 def distill(
-    teacher: Bert, examples: Examples, settings: Settings | None = None, student: Bert | None = None,
+    teacher: Teacher, examples: Examples, settings: Settings | None = None, student: Bert | None = None,
     projections: Projections | None = None, folder: Path | None = None, after_epoch=None, after_step=None,
 ) -> Result:  # fmt: skip
     """Run TinyBERT's task distillation: intermediate step, then prediction step.

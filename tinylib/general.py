@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tinylib import corpus as corpora
 from tinylib import models
 from tinylib.bert import Bert, BertConfig
+from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
 from tinylib.layers import (
     Distiller,
@@ -23,11 +23,15 @@ from tinylib.layers import (
     Projections,
     Weights,
     choose_map,
+    counts_of,
     first_projections,
+    fitting,
     matching_loss,
     student_config,
 )
-from tinylib.student import cut_head, new_student
+from tinylib.stored import first_line, read_json, read_tensors
+from tinylib.student import automatic_start, cut_head, new_student
+from tinylib.text import same_vocabulary
 from tinylib.train import History, fit, loader
 
 SHIPPED = {"4x312": "general-4x312"}  # shape -> folder of data/models
@@ -39,7 +43,7 @@ class Settings:
     """How a student is distilled in general; the defaults made the shipped one."""
 
     student: str = "4x312"
-    start: str = "teacher"  # see student.new_student
+    start: str = "teacher"  # see student.new_student; "general": student.automatic_start
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     weights: Weights = Weights()
     steps: int = 3600
@@ -65,16 +69,17 @@ class Result:
     history: History
 
 
-def first_student(teacher: Bert, settings: Settings) -> Bert:
+def first_student(teacher: Teacher, settings: Settings) -> Bert:
     """Return the student that the settings ask for, untrained; raise UserError for one that this teacher cannot have."""
     shape = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, shape, settings.layer_map)
     shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
-    return new_student(teacher, shape, layer_map, settings.start, torch.Generator().manual_seed(settings.seed))
+    start = automatic_start(teacher, shape.hidden_size) if settings.start == "general" else settings.start
+    return new_student(teacher, shape, layer_map, start, torch.Generator().manual_seed(settings.seed))
 
 
 def distill_general(
-    teacher: Bert,
+    teacher: Teacher,
     corpus: dict[str, corpora.Corpus],
     settings: Settings | None = None,
     student: Bert | None = None,
@@ -88,6 +93,7 @@ def distill_general(
     to the same weights.
     """
     settings = settings or Settings()
+    fitting(teacher, settings.weights, say=True)
     student = student or first_student(teacher, settings)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
@@ -99,16 +105,17 @@ def distill_general(
 
     history = fit(
         pair, loader(train, settings.batch_size, seed=settings.seed),
-        matching_loss(teacher, layer_map, settings.weights), epochs=math.ceil(settings.steps / len(train)),
-        steps=settings.steps, lr=settings.lr, seed=settings.seed, label="general distillation", after_epoch=measure,
-        measure_every=settings.measure_every, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        matching_loss(teacher, layer_map, settings.weights), counts=counts_of(settings.weights),
+        epochs=math.ceil(settings.steps / len(train)), steps=settings.steps, lr=settings.lr, seed=settings.seed,
+        label="general distillation", after_epoch=measure, measure_every=settings.measure_every, checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
     )  # fmt: skip
     return Result(student, pair.projections, history)
 
 
 @torch.inference_mode()
 def validation_losses(
-    teacher: Bert, pair: Distiller, held_out: corpora.Corpus, layer_map: LayerMap, settings: Settings
+    teacher: Teacher, pair: Distiller, held_out: corpora.Corpus, layer_map: LayerMap, settings: Settings
 ) -> dict[str, float]:
     """Return each unweighted loss by layer over ``settings.validation`` held-out sequences (``Corpus.spread``)."""
     chosen = held_out.spread(settings.validation)
@@ -123,7 +130,7 @@ def validation_losses(
     return {name: total / count for name, total in sums.items()}
 
 
-def save(result: Result, teacher: Bert, folder: Path, card: dict) -> None:
+def save(result: Result, teacher: Teacher, folder: Path, card: dict) -> None:
     """Write a general student in float16: a bare encoder, its projections, the tokenizer and the card (general.json)."""
     usual = {name: getattr(BertConfig, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
     bare = Bert(result.student.config.replace(head=None, labels=(), **usual))
@@ -157,7 +164,7 @@ Made by
 
 on {card["machine"]}, in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]}
 sequences of at most {s["max_length"]} tokens, seed {s["seed"]}, out of a corpus of {card["corpus_tokens"]:,} tokens
-({", ".join(card["corpus"])}). It starts as the teacher cut to size (`start={s["start"]}`).
+({", ".join(card["corpus"])}). It starts from the teacher (`start={s["start"]}`).
 
 Losses on held-out text by layer, every λ = 1:
 
@@ -165,7 +172,7 @@ Losses on held-out text by layer, every λ = 1:
 """
 
 
-def load(folder: Path, teacher: Bert) -> tuple[Bert, Projections]:
+def load(folder: Path, teacher: Teacher) -> tuple[Bert, Projections]:
     """Return the general student with the task teacher's head, cut to size through the last projection, and its projections.
 
     Raises UserError if the student was distilled from a teacher of other sizes.
@@ -179,13 +186,11 @@ def load(folder: Path, teacher: Bert) -> tuple[Bert, Projections]:
     student = Bert.from_pretrained(folder, head=teacher.config.head, labels=teacher.config.labels or None)
     student.tokenizer_folder = teacher.tokenizer_folder
     try:
-        maps = load_file(folder / PROJECTIONS)
+        maps = read_tensors(folder / PROJECTIONS, "copy the folder again")
         projections = Projections(student.config.hidden_size, teacher.config.hidden_size, student.config.num_hidden_layers)
         projections.load_state_dict({f"maps.{m}.weight": t.float() for m, t in maps.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"{folder / PROJECTIONS} is damaged or missing ({str(error).splitlines()[0]}); copy the folder again"
-        ) from None
+    except RuntimeError as error:  # other names or shapes
+        raise UserError(f"{folder / PROJECTIONS} is of another model ({first_line(error)}); copy the folder again") from None
     # the student's states s stand for the teacher's W·s, so the teacher's head reads them through W
     cut_head(student, teacher, projections.maps[-1].weight.detach())
     return student.train(), projections
@@ -194,16 +199,26 @@ def load(folder: Path, teacher: Bert) -> tuple[Bert, Projections]:
 def card(folder: Path) -> dict:
     """Return what the card of a general student says: teacher's sizes, settings, corpus, curve."""
     try:
-        return json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+        told = read_json(Path(folder) / CARD)
+        if isinstance(told.get("teacher"), dict):
+            return told
     except (OSError, ValueError):
-        raise UserError(f"{folder} holds no general student ({CARD} is missing or damaged); make one: tinylib general") from None
+        pass
+    raise UserError(f"{folder} holds no general student ({CARD} is missing or damaged); make one: tinylib general")
 
 
-def shipped_for(teacher: Bert, student: BertConfig) -> Path | None:
-    """Return the folder of the shipped general student for this teacher and student shape, or None where there is none."""
+def shipped_for(teacher: Teacher, student: BertConfig) -> Path | None:
+    """Return the folder of the shipped general student for this teacher and student shape, or None where there is none.
+
+    It fits a BERT of its teacher's sizes and vocabulary.
+    """
+    if isinstance(teacher, Encoder):
+        return None
     name = SHIPPED.get(f"{student.num_hidden_layers}x{student.hidden_size}")
     folder = models.shipped_folder() / name if name else None
     fits = folder is not None and (folder / CARD).is_file() and card(folder)["teacher"] == _sizes(teacher.config)
+    if fits and teacher.tokenizer_folder:  # equal sizes are no proof: word 1000 may be another word
+        fits = same_vocabulary(folder, teacher.tokenizer_folder)
     return folder if fits else None
 
 

@@ -9,25 +9,27 @@ import hashlib
 import math
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinylib import models
+from tinylib import models, processes, sharing
 from tinylib.bert import Bert, BertConfig, BertOutput
-from tinylib.errors import UserError
-from tinylib.losses import ATTENTION, embedding_loss, hidden_loss
-from tinylib.student import start_basis
-from tinylib.text import Encoded
-from tinylib.train import Batch, Batchable, Examples, LossFn, loader
+from tinylib.encoders import Encoder, Teacher
+from tinylib.errors import UserError, UserNote
+from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
+from tinylib.student import automatic_start, start_basis
+from tinylib.text import Encoded, LengthBuckets
+from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
 
 
 class LayerMap(tuple):
@@ -103,7 +105,7 @@ class Distiller(nn.Module):
 
 
 def teacher_forward(
-    teacher: Bert, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
+    teacher: Teacher, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
 ) -> BertOutput:
     """Run the teacher as a teacher must run: in evaluation mode (no dropout) and without a graph."""
     if teacher.training:
@@ -123,7 +125,8 @@ class Weights:
     embedding: float = 1.0
     hidden: float = 1.0
     attention: float = 1.0
-    # "scores" before the softmax, as the paper does, "probabilities" after it, or "values": MiniLM's value relations
+    # "scores" before the softmax, as the paper does, "probabilities" after it, "divergence" of those (MiniLM's), or "values":
+    # MiniLM's value relations
     attention_on: str = "scores"
 
     def __post_init__(self):
@@ -146,7 +149,7 @@ def losses_by_layer(
             found["hidden", m] = hidden_loss(project(m, student.hidden_states[m]), teacher.hidden_states[n], mask)
         if weights.attention:
             said, told = (out.relations if weights.attention_on == "values" else out.scores for out in (student, teacher))
-            found["attention", m] = ATTENTION[weights.attention_on](said[m], told[n], mask)
+            found["attention", m] = ATTENTION[weights.attention_on](*match_heads(said[m], told[n]), mask)
     return found
 
 
@@ -165,22 +168,24 @@ class TeacherOutputs:
     """A teacher's hidden states, scores and value relations for every text, computed once and kept on disk in float16.
 
     The files are memory-mapped: a batch reads its own rows, and memory stays flat however many texts there are.
-    ``batch(rows)`` pads them like the texts; sentences differ in length, so each row is stored at its own. With ``folder`` the
+    ``batch(rows)`` pads them like the texts; sentences differ in length, so each row is stored at its own. Of several processes
+    each keeps those of its own texts (``processes.owned``); of others it gives zeros, which count for nothing. With ``folder`` the
     files are made there, or found there whole (``teacher_outputs`` keeps them in the cache under a key); without, they lie in
-    the system's folder for temporary files and go with the object.
+    the system's folder for temporary files and go with the object. ``heads``: keep the means of so many groups of heads
+    (``losses.match_heads``) instead of every head.
     """
 
     FILES = "hidden.f16", "square.f16"
 
     def __init__(
-        self, teacher: Bert, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
-        folder: Path | None = None,
+        self, teacher: Teacher, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+        folder: Path | None = None, heads: int | None = None,
     ):  # fmt: skip
         self.hidden_layers, self.score_layers, self.relation_layers = tuple(hidden), tuple(scores), tuple(relations)
-        self.width, self.heads = teacher.config.hidden_size, teacher.config.num_attention_heads
-        self.lengths = examples.lengths.tolist()
-        n = examples.lengths
-        states, pairs = self._numbers(teacher, n, hidden, scores, relations)
+        self.width, self.heads = teacher.config.hidden_size, heads or teacher.config.num_attention_heads
+        n = _owned_lengths(examples)
+        self.lengths = n.tolist()
+        states, pairs = self._numbers(teacher, n, hidden, scores, relations, heads)
         self.offsets = [F.pad(part.cumsum(0), (1, 0)).tolist() for part in (states, pairs)]
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="teacher-outputs-"))
@@ -192,15 +197,18 @@ class TeacherOutputs:
         # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
         self.hidden, self.square = (_mapped(folder / name, size, "c") for name, size in zip(self.FILES, sizes, strict=True))
 
-    def _fill(self, files: list[np.ndarray], teacher: Bert, examples: Batchable) -> None:
+    def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> None:
         device = next(teacher.parameters()).device
         layers = self.hidden_layers, self.score_layers, self.relation_layers
-        for batch in tqdm(loader(examples, 64, shuffle=False), desc="teacher outputs", unit="batch", leave=False):
+        buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, 64, shuffle=False)]
+        for rows in tqdm([rows for rows in buckets if rows], desc="teacher outputs", unit="batch", leave=False):
+            batch = examples.collate(rows)
             out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
             square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
+            square = [group_heads(one, self.heads) for one in square]
             parts = [out.hidden_states[m] for m in self.hidden_layers], square
             kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
-            for i, row in enumerate(batch["rows"].tolist()):
+            for i, row in enumerate(rows):
                 n = self.lengths[row]
                 cuts = (slice(n),), (slice(None), slice(n), slice(n))
                 for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
@@ -211,17 +219,20 @@ class TeacherOutputs:
                 file.flush()
 
     @staticmethod
-    def _numbers(teacher: Bert, lengths: Tensor, hidden, scores, relations=()) -> tuple[Tensor, Tensor]:
+    def _numbers(teacher: Teacher, lengths: Tensor, hidden, scores, relations=(), heads=None) -> tuple[Tensor, Tensor]:
         """Return how many numbers each text takes in the two files."""
         states = lengths * teacher.config.hidden_size * len(hidden)
-        return states, lengths.square() * teacher.config.num_attention_heads * (len(scores) + len(relations))
+        heads = heads or teacher.config.num_attention_heads
+        return states, lengths.square() * heads * (len(scores) + len(relations))
 
     @classmethod
     def bytes_needed(
-        cls, teacher: Bert, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = ()
-    ) -> int:
+        cls, teacher: Teacher, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+        heads: int | None = None,
+    ) -> int:  # fmt: skip
         """Return the room on disk that the outputs would take: 2 bytes a number."""
-        return 2 * int(sum(part.sum() for part in cls._numbers(teacher, examples.lengths, hidden, scores, relations)))
+        parts = cls._numbers(teacher, _owned_lengths(examples), hidden, scores, relations, heads)
+        return 2 * int(sum(part.sum() for part in parts))
 
     def batch(self, rows: Sequence[int], length: int, device: torch.device) -> BertOutput:
         """Return the outputs of some rows, padded with zeros to ``length`` tokens, in float32."""
@@ -242,6 +253,12 @@ class TeacherOutputs:
         )  # fmt: skip
 
 
+def _owned_lengths(examples: Batchable) -> Int[Tensor, " N"]:
+    """Return the tokens of each text, 0 for one that belongs to another process."""
+    own = sharing.share(len(examples))
+    return examples.lengths if own is None else examples.lengths * own
+
+
 def _mapped(file: Path, size: int, mode: str) -> np.ndarray:
     """Map a file of ``size`` float16 numbers; of none, which cannot be mapped, an empty array stands in."""
     if not size:
@@ -252,22 +269,26 @@ def _mapped(file: Path, size: int, mode: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def teacher_outputs(
-    teacher: Bert, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
-    keep: bool = False,
+    teacher: Teacher, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+    keep: bool = False, heads: int | None = None,
 ) -> Iterator[TeacherOutputs]:  # fmt: skip
     """Give a teacher's outputs from the cache, made first if they are not there, and delete them at the end unless ``keep``.
 
     The key is made of the teacher's weights, the texts, the layers and the precision, so a run that was killed finds what it
-    had made. Raises UserError, before anything is computed, if the disk has no room for them.
+    had made. ``heads``: see ``TeacherOutputs``. Raises UserError, before anything is computed, if the disk has no room for them.
     """
     layers = tuple(hidden), tuple(scores), tuple(relations)
-    size = TeacherOutputs.bytes_needed(teacher, examples, *layers)
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads)
     recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 1}
     recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
+    if processes.count() > 1:
+        recipe |= {"process": [processes.index(), processes.count()]}
+    if heads not in (None, teacher.config.num_attention_heads):
+        recipe |= {"heads": heads}
     folder = models.product(
-        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, folder=made), size
+        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads), size
     )
-    yield TeacherOutputs(teacher, examples, *layers, folder=folder)
+    yield TeacherOutputs(teacher, examples, *layers, folder, heads)
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -312,9 +333,10 @@ class Wanted:
 
 
 def matching_loss(
-    teacher: Bert, layer_map: LayerMap, weights: Weights, cached: TeacherOutputs | None = None, by_layer: bool = False
+    teacher: Teacher, layer_map: LayerMap, weights: Weights, cached: TeacherOutputs | None = None, by_layer: bool = False
 ) -> LossFn:
     """Return the loss function of a ``Distiller`` that ``train.fit`` minimises; ``by_layer`` gives ``losses_by_layer``."""
+    weights = fitting(teacher, weights)
     wanted = Wanted.by(layer_map, weights)
     measure = losses_by_layer if by_layer else intermediate_losses
 
@@ -334,8 +356,35 @@ def matching_loss(
     return losses
 
 
-def first_projections(teacher: Bert, student: BertConfig, start: str, seed: int) -> Projections:
+def fitting(teacher: Teacher, weights: Weights, say: bool = False) -> Weights:
+    """Return weights whose attention loss this teacher can teach: the divergence of the probabilities where it gives no scores.
+
+    Their squared difference is no substitute: its gradient is all but inert (``attention_probability_loss``). ``say`` tells the
+    user of the change in a note.
+    """
+    if not (isinstance(teacher, Encoder) and not teacher.has_scores and weights.attention and weights.attention_on == "scores"):
+        return weights
+    if say:
+        why = f"a {teacher.kind!r} model gives its attention weights after the softmax only"
+        told = "the attention loss is the divergence of these probabilities (attention_on='divergence') instead of the scores'"
+        warnings.warn(f"{why}, so {told}", UserNote, stacklevel=3)
+    return replace(weights, attention_on="divergence")
+
+
+def counts_of(weights: Weights) -> Counts:
+    """Return over how many things each loss of ``matching_loss`` is a mean: pairs of real tokens of a text, or real tokens."""
+
+    def count(name: str, batch: Batch) -> int:
+        real = batch["mask"].sum(1)
+        pairs = name == "attention" and weights.attention_on in MEANS_OVER_PAIRS
+        return int(real.square().sum() if pairs else real.sum())
+
+    return count
+
+
+def first_projections(teacher: Teacher, student: BertConfig, start: str, seed: int) -> Projections:
     """Return projections to begin with: the transposed basis that the student was cut in, or random ones."""
+    start = automatic_start(teacher, student.hidden_size) if start == "general" else start
     basis = None if start == "random" else start_basis(teacher, student.hidden_size)
     random = torch.Generator().manual_seed(seed + 1)  # the student itself drew from the seed
     return Projections(
@@ -343,15 +392,13 @@ def first_projections(teacher: Bert, student: BertConfig, start: str, seed: int)
     )
 
 
-def student_config(teacher: Bert, shape: str) -> BertConfig:
-    """Read a shape such as "4x312" and give it the teacher's number of heads, which the attention loss compares one by one."""
+def student_config(teacher: Teacher, shape: str) -> BertConfig:
+    """Read a shape such as "4x312" and give it the teacher's number of heads, which the attention loss compares one by one.
+
+    Where that does not divide the width, ``BertConfig.parse`` chooses, and groups of heads are compared (``match_heads``).
+    """
     config, heads = BertConfig.parse(shape), teacher.config.num_attention_heads
-    if config.hidden_size % heads:
-        width = max(heads, heads * round(config.hidden_size / heads))
-        raise UserError(
-            f"student {shape}: its width must be a multiple of the teacher's {heads} heads; try {config.num_hidden_layers}x{width}"
-        )
-    return config.replace(num_attention_heads=heads)
+    return config if config.hidden_size % heads else config.replace(num_attention_heads=heads)
 
 
 def choose_map(teacher: BertConfig, student: BertConfig, layers: Sequence[int] | None) -> LayerMap:

@@ -5,6 +5,8 @@ real tokens (or pairs of real tokens) only, so padding changes nothing. Whatever
 float32 or finer.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from tinylib.errors import UserError
 
-HEADS = "give the student as many heads as the teacher"
+HEADS = "give the student as many heads as the teacher, or compare groups of them (match_heads)"
 
 
 def soft_target_loss(
@@ -20,13 +22,28 @@ def soft_target_loss(
 ) -> Float[Tensor, ""]:
     """Return T²·KL(p_teacher ‖ p_student) of the softened distributions, the mean over the batch (Hinton et al. 2015, section 2).
 
-    The factor T² keeps the gradient, T·(p_s − p_t), of one size as T grows. The teacher's side gets no gradient.
+    The factor T² keeps the gradient, T·(p_s − p_t), of one size as T grows. The teacher's side gets no gradient. Over a single
+    class (K = 1) both distributions are 1 and the loss is 0 whatever the logits: scores need ``prediction_loss``.
     """
     if temperature <= 0:
         raise UserError(f"temperature={temperature} must be greater than 0; 1 leaves the logits as they are")
     student = F.log_softmax(_fine(student_logits) / temperature, dim=-1)
     teacher = F.log_softmax(_fine(teacher_logits.detach()) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def prediction_loss(
+    student_logits: Float[Tensor, "B K"], teacher_logits: Float[Tensor, "B K"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Return what the prediction step minimises: ``soft_target_loss`` of classes, of scores (K = 1) the mean squared difference.
+
+    KL over one class is 0 and teaches nothing. A score has no temperature either. Jiao et al. trained their regression task
+    (STS-B) on the labels; here the student learns from the teacher's scores, as it does from the teacher's classes, so that
+    augmented and unlabelled texts can serve too.
+    """
+    if student_logits.shape[-1] > 1:
+        return soft_target_loss(student_logits, teacher_logits, temperature)
+    return (_fine(student_logits) - teacher_logits.detach()).square().mean()
 
 
 def hidden_loss(
@@ -88,13 +105,53 @@ def value_relation_loss(
     Wang et al. 2020 (MiniLM, arXiv 2002.10957), eqs. 6 to 8, there of the last layer alone. What is compared are v·vᵀ/√D of
     each head (``Bert.forward(keep_relations=…)``), of any head width D. ``mask`` (B, T): True or 1 = real token; None: all are.
     """
-    _same_shape("value_relation_loss", student_relations, teacher_relations, HEADS)
-    _check_mask("value_relation_loss", mask, student_relations[:, 0])
-    student, teacher = (_log_softmax(x, mask) for x in (student_relations, teacher_relations.detach()))
+    return _divergence("value_relation_loss", student_relations, teacher_relations, mask)
+
+
+def attention_divergence_loss(
+    student_scores: Float[Tensor, "B H T T"], teacher_scores: Float[Tensor, "B H T T"], mask: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Return KL(teacher ‖ student) of the attention weights after softmax, the mean over heads and real queries.
+
+    Wang et al. 2020 (MiniLM), eq. 5, there of the last layer alone. It asks of a teacher nothing but its weights p, since log p
+    stands for scores. Unlike ``attention_probability_loss`` its gradient, p_s − p_t, is not damped by p_s once more.
+    """
+    return _divergence("attention_divergence_loss", student_scores, teacher_scores, mask)
+
+
+def _divergence(name: str, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> Tensor:
+    _same_shape(name, student_scores, teacher_scores, HEADS)
+    _check_mask(name, mask, student_scores[:, 0])
+    student, teacher = (_log_softmax(x, mask) for x in (student_scores, teacher_scores.detach()))
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    B, H, T, _ = student_relations.shape
+    B, H, T, _ = student_scores.shape
     queries = B * T if mask is None else mask.bool().sum().clamp(min=1)
     return divergence / (H * queries)
+
+
+def match_heads(
+    student: Float[Tensor, "B H1 T S"], teacher: Float[Tensor, "B H2 T S"]
+) -> tuple[Float[Tensor, "B G T S"], Float[Tensor, "B G T S"]]:
+    """Return both sides' scores (or value relations) with one number of heads, G = gcd(H1, H2), so that they can be compared.
+
+    Where the counts agree, both come back as they are. Else each side is cut into G groups of consecutive heads, and the mean
+    of each group is compared: with 12 heads in the teacher and 4 in the student, each student head learns from the mean of
+    three. Why the mean of scores: Σ q_h·k_h over a group is one product of the group's queries and keys laid side by side, so
+    the mean is again the score of a head (a wider one), which a student head can learn, at its rank; a mean of weights after
+    softmax is none. Divided by the number of heads, it keeps their size.
+    """
+    groups = math.gcd(student.shape[1], teacher.shape[1])
+    return group_heads(student, groups), group_heads(teacher, groups)
+
+
+def group_heads(scores: Float[Tensor, "B H T S"], groups: int) -> Float[Tensor, "B G T S"]:
+    """Return the mean over each of ``groups`` groups of consecutive heads; the scores themselves if there are as many heads."""
+    H = scores.shape[1]
+    if groups == H:
+        return scores
+    if groups < 1 or H % groups:
+        raise UserError(f"groups={groups} must divide the {H} heads; choose a divisor of {H}")
+    return scores.unflatten(1, (groups, H // groups)).mean(2)
 
 
 def _log_softmax(relations: Tensor, mask: Tensor | None) -> Tensor:
@@ -113,7 +170,13 @@ def _fine(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-ATTENTION = {"scores": attention_loss, "probabilities": attention_probability_loss, "values": value_relation_loss}
+ATTENTION = {
+    "scores": attention_loss,
+    "probabilities": attention_probability_loss,
+    "divergence": attention_divergence_loss,
+    "values": value_relation_loss,
+}
+MEANS_OVER_PAIRS = ("scores", "probabilities")  # of those in ATTENTION; the others are means over queries
 
 
 def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

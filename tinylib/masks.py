@@ -8,7 +8,6 @@ the classifier, which are small and new.
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinylib.bert import TOKENIZER_FILES, Bert, to_hf
+from tinylib.bert import Bert, copy_tokenizer, to_hf
 from tinylib.config import BertConfig
 from tinylib.errors import UserError
+from tinylib.stored import check_depth, first_line, read_json, read_tensors
 
 COMPRESSED = "pruned.safetensors"
 # what reading a file can raise that is missing, cut off or something else
@@ -133,7 +133,7 @@ class Masks:
                 shapes = json.loads((stored.metadata() or {})["shapes"])
                 return cls({n: unpack(stored.get_tensor(n), tuple(shape)) for n, shape in shapes.items()})
         except DAMAGE as error:
-            raise UserError(f"{file} holds no masks ({error}); save them again with Masks.save") from None
+            raise UserError(f"{file} holds no masks ({first_line(error)}); save them again with Masks.save") from None
 
 
 def pack(keep: Bool[Tensor, "*shape"]) -> Tensor:
@@ -250,30 +250,39 @@ def save_compressed(model: Bert, folder: str | Path, dtype: torch.dtype = torch.
     save_file(tensors, folder / COMPRESSED, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
     if model.tokenizer_folder and model.tokenizer_folder.resolve() != folder.resolve():
-        for file in TOKENIZER_FILES:
-            if (model.tokenizer_folder / file).exists():
-                shutil.copyfile(model.tokenizer_folder / file, folder / file)
+        copy_tokenizer(model.tokenizer_folder, folder)
     return folder
+
+
+def _dense(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Float[Tensor, "*shape"]:
+    """Return one weight of a compressed file in float32."""
+    plain = stored.get(name, stored.get(f"{name}.values"))
+    if plain is None or not plain.is_floating_point():
+        raise ValueError(f"{name} is missing or holds no weights")
+    if name in stored:
+        if plain.shape != shape:
+            raise ValueError(f"{name} is {tuple(plain.shape)}, and config.json asks for {shape}")
+        return plain.float()
+    keep = unpack(stored[f"{name}.mask"], shape)  # eight weights a byte: the file bounds what is taken here
+    weight = torch.zeros(shape)
+    weight[keep] = plain.float()
+    return weight
 
 
 def load_compressed(folder: str | Path) -> Bert:
     """Read what ``save_compressed`` wrote into an ordinary model in float32."""
     folder = Path(folder)
     try:
-        stored = load_file(folder / COMPRESSED)
-        model = Bert(BertConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-        state = model.state_dict()
-        for name, tensor in state.items():
-            plain = to_hf(name)
-            if plain in stored:
-                state[name] = stored[plain].float()
-            else:
-                keep = unpack(stored[f"{plain}.mask"], tuple(tensor.shape))
-                state[name] = torch.zeros(tensor.shape)
-                state[name][keep] = stored[f"{plain}.values"].float()
+        stored = read_tensors(folder / COMPRESSED)
+        config = BertConfig.from_dict(read_json(folder / "config.json"))
+        check_depth("config.json", config.num_hidden_layers, stored)
+        with torch.device("meta"):  # shapes alone: the file must fill them before any memory is taken
+            shapes = {name: tuple(tensor.shape) for name, tensor in Bert(config).state_dict().items()}
+        state = {name: _dense(stored, to_hf(name), shape) for name, shape in shapes.items()}
+        model = Bert(config)
         model.load_state_dict(state)
     except DAMAGE as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} holds no whole model of save_compressed ({reason}); save it again") from None
+        why = first_line(error)
+        raise UserError(f"{folder} holds no whole model of save_compressed ({why}); save it again") from None
     model.tokenizer_folder = folder if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists() else None
     return model.eval()

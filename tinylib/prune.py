@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tinylib.bert import Bert
-from tinylib.distill import Settings, soft_target_loss
+from tinylib.distill import Settings
+from tinylib.encoders import Teacher
 from tinylib.errors import UserError
+from tinylib.losses import prediction_loss
 from tinylib.masks import (
     Masks,
     bitmask_bytes,
@@ -43,6 +45,7 @@ from tinylib.structure import (
     shrink_vocabulary,
     taylor_importance,
 )
+from tinylib.tasks import label_loss
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Examples, History, LossFn, classification_loss, fit, predict
 
@@ -126,7 +129,7 @@ class FirstBatches(LengthBuckets):
         return super()._batches()[: self.steps]
 
 
-def teacher_loss(teacher: Bert, examples: Examples, temperature: float = 1.0, seen: Encoded | None = None) -> LossFn:
+def teacher_loss(teacher: Teacher, examples: Examples, temperature: float = 1.0, seen: Encoded | None = None) -> LossFn:
     """Return a ``loss_fn`` that compares logits with the teacher's, which are computed once a text.
 
     ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another.
@@ -138,7 +141,7 @@ def teacher_loss(teacher: Bert, examples: Examples, temperature: float = 1.0, se
     def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
         wanted = targets[batch["rows"].cpu()].to(logits.device)
-        return {"prediction": soft_target_loss(logits, wanted, temperature)}
+        return {"prediction": prediction_loss(logits, wanted, temperature)}
 
     return losses
 
@@ -270,7 +273,7 @@ def prune_heads(model: Bert, share: float) -> Bert:
 
 
 def prune_by(
-    method: str, model: Bert, examples: Examples, sparsity: float, *, teacher: Bert | None = None,
+    method: str, model: Bert, examples: Examples, sparsity: float, *, teacher: Teacher | None = None,
     temperature: float = 1.0, **training,
 ) -> Bert:  # fmt: skip
     """Prune by "magnitude", "heads", "neurons" or "layers", recover, and return the new model.
@@ -280,7 +283,7 @@ def prune_by(
     ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
     ``recover``.
     """
-    loss_fn = teacher_loss(teacher, examples, temperature) if teacher else classification_loss
+    loss_fn = teacher_loss(teacher, examples, temperature) if teacher else label_loss(model.config)
     if method == "magnitude":
         return prune_and_recover(model, examples, sparsity, loss_fn, make=whole_masks, **training).model
     if method in ("heads", "neurons"):

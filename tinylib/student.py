@@ -5,11 +5,15 @@ hidden states stand for h·V. ``svd_basis`` takes V from the word embeddings by 
 other rank-C_s table is closer in squared error).
 """
 
+import math
+from types import SimpleNamespace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinylib.bert import Bert, BertConfig
+from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
 
 STARTS = ("random", "embeddings", "teacher")
@@ -24,10 +28,25 @@ def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
     return vectors.flip(1)[:, :width].to(table.dtype)
 
 
-def start_basis(teacher: Bert, width: int) -> Float[Tensor, "C Cs"]:
+def start_basis(teacher: Teacher, width: int) -> Float[Tensor, "C Cs"]:
     """Return the basis that a student of this width starts in: the identity if it is as wide as the teacher."""
-    table = teacher.embeddings.word.weight.detach()
+    table = _tables(teacher)[0]["word"]
     return torch.eye(width, device=table.device) if width == table.shape[1] else svd_basis(table, width)
+
+
+def _tables(teacher: Teacher) -> tuple[dict[str, Tensor], nn.LayerNorm | None]:
+    """Return the teacher's embedding tables, each as wide as its layers, and their norm, as far as it has them."""
+    if isinstance(teacher, Encoder):
+        return teacher.embedding_tables()
+    own = teacher.embeddings
+    return {name: getattr(own, name).weight.detach() for name in ("word", "position", "segment")}, own.norm
+
+
+def automatic_start(teacher: Teacher, width: int) -> str:
+    """Return the start that takes most from this teacher: its layers, else its embeddings, else nothing (a wider student)."""
+    if width > teacher.config.hidden_size:
+        return "random"
+    return "teacher" if isinstance(teacher, Bert) or teacher.has_scores else "embeddings"
 
 
 def explained(table: Float[Tensor, "V C"], basis: Float[Tensor, "C Cs"]) -> float:
@@ -37,7 +56,7 @@ def explained(table: Float[Tensor, "V C"], basis: Float[Tensor, "C Cs"]) -> floa
 
 @torch.no_grad()
 def new_student(
-    teacher: Bert,
+    teacher: Teacher,
     config: BertConfig,
     layers: tuple[int, ...],
     start: str = "embeddings",
@@ -45,8 +64,9 @@ def new_student(
 ) -> Bert:
     """Return a student of the given sizes, in training mode, with the teacher's head, labels and tokenizer.
 
-    start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis; "teacher": the attention and
-    feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well.
+    start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
+    the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
+    (not MPNet's position bias, for which a BERT has no place). UserError for "teacher" where the layers are of another make.
     """
     if start not in STARTS:
         raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")
@@ -61,12 +81,15 @@ def new_student(
     student.tokenizer_folder = teacher.tokenizer_folder
     if start != "random":
         basis = start_basis(teacher, config.hidden_size)
-        for name in ("word", "position", "segment"):
-            getattr(student.embeddings, name).weight.copy_(getattr(teacher.embeddings, name).weight @ basis)
-        _cut_norm(student.embeddings.norm, teacher.embeddings.norm, basis)
+        tables, norm = _tables(teacher)
+        for name, table in tables.items():
+            getattr(student.embeddings, name).weight[: len(table)].copy_(table @ basis)
+        if norm is not None:
+            _cut_norm(student.embeddings.norm, norm, basis)
         if start == "teacher":
+            sources = teacher.layers
             for layer, source in zip(student.layers, layers, strict=True):
-                _cut_layer(layer, teacher.layers[source - 1], basis)
+                _cut_layer(layer, sources[source - 1], basis)
             cut_head(student, teacher, basis)
     return student.train()
 
@@ -77,7 +100,7 @@ def _cut_norm(norm: nn.LayerNorm, source: nn.LayerNorm, basis: Tensor) -> None:
     norm.bias.copy_(source.bias @ basis)
 
 
-def _cut_layer(layer: nn.Module, source: nn.Module, basis: Tensor) -> None:
+def _cut_layer(layer: nn.Module, source: nn.Module | SimpleNamespace, basis: Tensor) -> None:
     _cut_attention(layer.attention, source.attention, basis)
     _cut_norm(layer.attention_norm, source.attention_norm, basis)
     _cut_norm(layer.ffn_norm, source.ffn_norm, basis)
@@ -91,22 +114,28 @@ def _cut_layer(layer: nn.Module, source: nn.Module, basis: Tensor) -> None:
     layer.down.bias.copy_(source.down.bias @ basis)
 
 
-def _cut_attention(attention: nn.Module, source: nn.Module, basis: Tensor) -> None:
-    if attention.heads != source.heads:
-        raise UserError(f"start='teacher' needs as many heads: student {attention.heads}, teacher {source.heads}")
-    for h in range(attention.heads):
-        D, Dt = attention.query.out_features // attention.heads, source.query.out_features // source.heads
-        ours, theirs = slice(h * D, (h + 1) * D), slice(h * Dt, (h + 1) * Dt)
-        # The scores of a head depend on Wqᵀ·Wk alone, biases as one more column: keep its best rank-D part.
+def _cut_attention(attention: nn.Module, source: nn.Module | SimpleNamespace, basis: Tensor) -> None:
+    """Cut attention to size, group by group of heads where the two head counts differ (``losses.match_heads``)."""
+    D, Dt = attention.query.out_features // attention.heads, source.query.out_features // source.heads
+    groups = math.gcd(attention.heads, source.heads)
+    each, told = attention.heads // groups, source.heads // groups  # heads of a group, the student's and the teacher's
+    for g in range(groups):
+        theirs = slice(g * told * Dt, (g + 1) * told * Dt)
+        # The scores of a head depend on Wqᵀ·Wk alone, biases as one more column: keep its best rank-D part. Several heads side
+        # by side have the sum of their scores.
         query = torch.cat([source.query.weight[theirs] @ basis, source.query.bias[theirs, None]], dim=1)
         key = torch.cat([source.key.weight[theirs] @ basis, source.key.bias[theirs, None]], dim=1)
         left, right = _low_rank(query.T, key, D)
-        scale = (D / Dt) ** 0.25  # scores are divided by √D, the teacher's by √Dt
-        attention.query.weight[ours], attention.query.bias[ours] = left.T[:, :-1] * scale, left.T[:, -1] * scale
-        attention.key.weight[ours], attention.key.bias[ours] = right[:, :-1] * scale, right[:, -1] * scale
+        scale = (D / Dt) ** 0.25 / told**0.5  # scores are divided by √D, the teacher's by √Dt, and of a sum we want the mean
         # What a head adds depends on Wo·Wv alone.
-        left, right = _low_rank(basis.T @ source.output.weight[:, theirs], source.value.weight[theirs] @ basis, D)
-        attention.output.weight[:, ours], attention.value.weight[ours] = left, right
+        mixed, values = _low_rank(
+            basis.T @ source.output.weight[:, theirs], source.value.weight[theirs] @ basis, each * D
+        )
+        for i in range(each):  # all look where the group looks; each carries its part of the values
+            ours = slice((g * each + i) * D, (g * each + i + 1) * D)
+            attention.query.weight[ours], attention.query.bias[ours] = left.T[:, :-1] * scale, left.T[:, -1] * scale
+            attention.key.weight[ours], attention.key.bias[ours] = right[:, :-1] * scale, right[:, -1] * scale
+            attention.output.weight[:, ours], attention.value.weight[ours] = mixed[:, i::each], values[i::each]
     # attention weights sum to 1, so the values' bias reaches the output as a constant
     attention.value.bias.zero_()
     attention.output.bias.copy_((source.output.bias + source.output.weight @ source.value.bias) @ basis)
@@ -126,14 +155,24 @@ def _low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def cut_head(student: Bert, teacher: Bert, basis: Float[Tensor, "Ct Cs"]) -> None:
-    """Give the student the teacher's pooler and classifier, read through the map from its states to the teacher's."""
-    if teacher.config.head != "classification":
+def cut_head(student: Bert, teacher: Teacher, basis: Float[Tensor, "Ct Cs"]) -> None:
+    """Give the student the teacher's pooler and classifier, read through the map from its states to the teacher's.
+
+    A head that is none of BERT's kind (``Encoder.tanh_head``) is left: the student's stays as it was drawn.
+    """
+    if not teacher.config.outputs:
         return
+    if isinstance(teacher, Encoder):
+        head = teacher.tanh_head()
+        if head is None:
+            return
+        pooler, classifier = head
+    else:
+        pooler, classifier = teacher.pooler, teacher.classifier
     # The pooler's tanh acts on each coordinate, so its outputs must be chosen, not rotated: those the classifier reads most.
-    basis = basis.to(teacher.pooler.weight.device)
-    keep = teacher.classifier.weight.norm(dim=0).topk(student.config.hidden_size).indices.sort().values
-    student.pooler.weight.copy_(teacher.pooler.weight[keep] @ basis)
-    student.pooler.bias.copy_(teacher.pooler.bias[keep])
-    student.classifier.weight.copy_(teacher.classifier.weight[:, keep])
-    student.classifier.bias.copy_(teacher.classifier.bias)
+    basis = basis.to(pooler.weight.device)
+    keep = classifier.weight.norm(dim=0).topk(student.config.hidden_size).indices.sort().values
+    student.pooler.weight.copy_(pooler.weight[keep] @ basis)
+    student.pooler.bias.copy_(pooler.bias[keep])
+    student.classifier.weight.copy_(classifier.weight[:, keep])
+    student.classifier.bias.copy_(classifier.bias)

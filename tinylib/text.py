@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from tinylib import models
 from tinylib.errors import UserError
+from tinylib.stored import first_line
 
 POOL = 64  # batches' worth of texts sorted together: enough for little padding, few enough to stay shuffled
 
@@ -25,15 +26,23 @@ def load_tokenizer(source: str | Path):
 
     folder = models.resolve(source)
     # Without these files transformers would make a tokenizer of five tokens, which finds [UNK] everywhere.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise UserError(f"{folder} has no tokenizer; copy the model's tokenizer.json into it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer("a")  # an empty vocabulary is noticed only here
-    except Exception as error:  # ValueError, OSError, TypeError, and the plain Exception of the Rust library
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} holds a damaged tokenizer ({first}); copy its tokenizer.json again") from None
+        # an empty vocabulary, or none for what it does not know, is noticed only here
+        tokenizer(["a ☃"], ["c d"], truncation=True, max_length=6, return_token_type_ids=True)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # ValueError, OSError, TypeError, and the Rust library's own, whose panics are no Exception
+        why = first_line(error)
+        raise UserError(f"{folder} holds a damaged tokenizer ({why}); copy its tokenizer.json again") from None
     return tokenizer
+
+
+def same_vocabulary(one: str | Path, other: str | Path) -> bool:
+    """Tell whether the tokenizers of two models give every token the same number."""
+    return load_tokenizer(one).get_vocab() == load_tokenizer(other).get_vocab()
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,12 @@ def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = N
     pairs = None if text_pairs is None else list(text_pairs)
     rows = tokenizer(list(texts), pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
     ids = tuple(torch.tensor(r, dtype=torch.long) for r in rows["input_ids"])
-    segments = tuple(torch.tensor(r, dtype=torch.long) for r in rows["token_type_ids"])
-    cut = sum(len(r) == max_length for r in ids)  # a text of exactly that many tokens is counted too
+    # Segments that the tokenizer would not give of itself (DistilBERT's) stay 0: a model that is used without this package
+    # would not see them either.
+    given = int("token_type_ids" in tokenizer.model_input_names)
+    segments = tuple(torch.tensor(r, dtype=torch.long) * given for r in rows["token_type_ids"])
+    # what was cut off is kept there, of pairs too; a text of exactly max_length tokens leaves nothing
+    cut = sum(bool(row.overflowing) for row in rows.encodings)
     return Encoded(ids, segments, pad_id=tokenizer.pad_token_id or 0, truncated=cut)
 
 
