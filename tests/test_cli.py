@@ -89,6 +89,7 @@ def tiny_distillation(place, out, *more) -> list[str]:
 # Help and usage
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_without_torch():
     code = "import sys; from tinylib import cli; cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=CHILD, cwd=ROOT)
@@ -304,6 +305,25 @@ def broken(place, folder):
     write_csv(folder / "three.csv", [(text, str(i % 3)) for i, text in enumerate(TEXTS)])
     write_csv(folder / "one.csv", [(text, "same") for text in TEXTS])
     write_csv(folder / "few.csv", [("a", "x"), ("b", "y")])
+    fractions = [0.5, *(i % 2 for i in range(len(TEXTS) - 1))]
+    write_csv(folder / "stray.csv", zip(TEXTS, fractions, strict=True))
+    write_csv(folder / "mixed.csv", [(text, "good" if i % 2 else 0.5) for i, text in enumerate(TEXTS)])
+    write_csv(folder / "scores.csv", [(text, i / 8) for i, text in enumerate(TEXTS)])
+    write_csv(folder / "same_score.csv", [(text, 2.5) for text in TEXTS])
+    write_csv(folder / "huge.csv", [(text, 1e7 * i + 0.5) for i, text in enumerate(TEXTS)])
+    (folder / "infinite.jsonl").write_text('{"text": "a", "label": -Infinity}\n')
+    (folder / "repeats").mkdir()
+    for name, rows in (("train", slice(0, 160)), ("validation", slice(160, 176)), ("test", slice(140, 192))):
+        write_csv(folder / "repeats" / f"{name}.csv", list(zip(TEXTS[rows], LABELS[rows], strict=True)))
+    (folder / "blank.txt").write_text("\n  \n")
+    (folder / "known.txt").write_text("\n".join(TEXTS[:5]))
+    (folder / "latin.txt").write_bytes("fine\ncafé\n".encode("latin-1"))
+    write_csv(folder / "unlabelled_pairs.csv", [("a", "b")], ("text", "text_pair"))
+    write_csv(folder / "unlabelled_gap.csv", [("a", "1"), (" ", "2")], ("text", "note"))
+    weak = Bert.from_pretrained(place / "teacher")
+    with torch.no_grad():
+        weak.classifier.weight.zero_()  # the bias decides alone: one class for every text
+    weak.save_pretrained(folder / "weak")
     (folder / "latin.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
     (folder / "empty.csv").write_text("")
     (folder / "sheet.xlsx").write_text("x")
@@ -350,7 +370,6 @@ BAD_INPUTS = [
     (GENERAL + " --corpus {b}/gone", "gone does not exist: give a folder with .txt"),
     (GENERAL + " --corpus {p}/films.csv", "holds no .txt or .parquet files"),
     (GENERAL + " --max-length 2 --corpus {p}/films.csv", "max_length=2 leaves no room"),
-    (GENERAL.replace("2x16", "2x17"), "its width must be a multiple of the teacher's"),
     (GENERAL + " --layer-map 1,9", "must name 2 teacher layers between 1 and 2"),
     (GENERAL + " --start nowhere", "start='nowhere' is not one of"),
     (GENERAL + " --precision low", "invalid choice: 'low'"),
@@ -393,8 +412,7 @@ BAD_INPUTS = [
     (DISTILL.replace("{p}/films.csv", "{b}/three.csv"), "but the data has 0, 1, 2"),
     (DISTILL.replace("2x16", "big"), "'big' is not LAYERSxWIDTH"),
     (DISTILL.replace("2x16", "0x16"), "num_hidden_layers=0 must be at least 1"),
-    (DISTILL.replace("2x16", "2x64"), "student width=64 is greater than the teacher's 32"),
-    (DISTILL.replace("2x16", "2x18"), "must be a multiple of the teacher's 4 heads; try 2x16"),
+    (DISTILL.replace("2x16", "2x64") + " --start teacher", "student width=64 is greater than the teacher's 32"),
     (DISTILL.replace("2x16", "3x16"), "student_layers=3 must be between 1 and the teacher's 2"),
     (DISTILL + " --layer-map 1,two", "is not a list of layers"),
     (DISTILL + " --layer-map 1", "layer map (1,) must name 2 teacher layers"),
@@ -403,6 +421,25 @@ BAD_INPUTS = [
     (DISTILL + " --start fresh", "start='fresh' is not one of"),
     (DISTILL + " --temperature 0", "'0' is not a number greater than 0"),
     (DISTILL + " --general {b}/other", "number their tokens differently"),
+    (DISTILL.replace("{p}/teacher", "{b}/weak"), "%, not above the largest class's share 50.0%"),
+    (DISTILL + " --unlabelled {b}/gone.txt", "gone.txt is no file: give a .txt file of one text a line"),
+    (DISTILL + " --unlabelled {b}/mine", "mine is no file"),
+    (DISTILL + " --unlabelled {b}/sheet.xlsx", "is of an unknown format: give a .txt file of one text a line"),
+    (DISTILL + " --unlabelled {b}/blank.txt", "blank.txt has no rows"),
+    (DISTILL + " --unlabelled {b}/known.txt", "all of its 5 texts are in the data already: give others"),
+    (DISTILL + " --unlabelled {b}/latin.txt", "latin.txt, line 2 is not UTF-8 text"),
+    (DISTILL + " --unlabelled {b}/unlabelled_pairs.csv", "has a column text_pair, which the data lacks"),
+    (DISTILL.replace("films", "pairs") + " --unlabelled {b}/known.txt", "has no column text_pair, which the data has"),
+    (DISTILL + " --unlabelled {b}/columns.csv", "columns.csv has no column text, only 'review', 'stars'"),
+    (DISTILL + " --unlabelled {b}/unlabelled_gap.csv", "unlabelled_gap.csv, line 3: text is empty"),
+    (DISTILL.replace("{p}/films.csv", "{b}/scores.csv"), "the classes negative, positive, but the labels of the data are scores"),
+    (DISTILL.replace("{p}/films.csv", "{b}/repeats"), "test.csv: 20 texts of test are in train too (38% of them; the first"),
+    (TEACH.replace("{p}/films.csv", "{b}/stray.csv"), "stray.csv, line 2: label 0.5 is a fraction, no class (1 of 192 labels)"),
+    (TEACH.replace("{p}/films.csv", "{b}/mixed.csv"), "line 2: label 0.5 is a fraction, no class, and line 3 has 'good'"),
+    (TEACH.replace("{p}/films.csv", "{b}/same_score.csv"), "same_score.csv has one score only, 2.5"),
+    (TEACH.replace("{p}/films.csv", "{b}/huge.csv"), "huge.csv, line 3: label 10000000.5 is larger than 1,000,000"),
+    (TEACH.replace("{p}/films.csv", "{b}/infinite.jsonl"), "infinite.jsonl, line 1: label -inf is no finite number"),
+    (EVALUATE.replace("{p}/films.csv", "{b}/repeats"), "and above 20% a test says nothing: delete them from one of the two"),
     (PRUNE + " --sparsity 1", "'1' is not a share of at least 0 and less than 1"),
     (PRUNE + " --method hope", "invalid choice: 'hope'"),
     (PRUNE + " --method layers --sparsity 0.9", "would remove all 2 layers"),
@@ -503,14 +540,27 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "tinylib fetch: stopped; teach, general and distill go on with --resume\n"
 
 
-def test_a_test_split_that_repeats_train_is_a_note(place, tmp_path, capsys):
-    shutil.copytree(place / "teacher" / "data", tmp_path / "data")
-    shutil.copy(tmp_path / "data" / "train.parquet", tmp_path / "data" / "test.parquet")
-    assert cli.main(["evaluate", "--model", f"{place}/teacher", "--data", f"{tmp_path}/data"]) == 0
-    notes = [line for line in capsys.readouterr().err.split("\n") if "note:" in line]
+def test_a_test_split_that_repeats_a_little_of_train_is_a_note(place, tmp_path, capsys):
+    parts = datasets.load(place / "teacher" / "data")
+    repeated = parts["train"].select([3, 5])
+    parts["test"] = datasets.hf.concatenate_datasets([parts["test"], repeated])
+    datasets.save(parts, tmp_path / "data")
+    assert cli.main(["evaluate", "--model", f"{place}/teacher", "--data", f"{tmp_path}/data", "--json"]) == 0
+    shown = capsys.readouterr()
+    notes = [line for line in shown.err.split("\n") if "note:" in line]
     assert len(notes) == 1
     assert notes[0].startswith("tinylib evaluate: note:")
-    assert "texts of test are in train too" in notes[0]
+    assert f"2 texts of test are in train too ({2 / len(parts['test']):.0%} of them; the first is row" in notes[0]
+    assert json.loads(shown.out)["data"]["repeated_in_train"] == {"validation": 0, "test": 2}
+
+
+def test_a_test_split_that_is_train_again_is_refused(place, tmp_path, capsys):
+    shutil.copytree(place / "teacher" / "data", tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "train.parquet", tmp_path / "data" / "test.parquet")
+    assert cli.main(["evaluate", "--model", f"{place}/teacher", "--data", f"{tmp_path}/data"]) == 2
+    said = capsys.readouterr().err
+    assert "test.parquet: 152 texts of test are in train too (100% of them; the first is row 1" in said
+    assert said.count("\n") == 1
 
 
 # The output folder

@@ -140,11 +140,11 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     base = tmp_path / "bert-base"
     transformers.BertModel(config).save_pretrained(base)
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
-    for split, rows in (("train", 12), ("validation", 4), ("test", 4)):
+    for split, rows in (("train", range(12)), ("validation", range(12, 16)), ("test", range(16, 20))):
         (tmp_path / "glue").mkdir(exist_ok=True)
         write_csv(
             tmp_path / "glue" / f"{split}.csv",
-            [(TEXTS[i], TEXTS[-i], i % 2) for i in range(1, rows + 1)],
+            [(TEXTS[i], TEXTS[-1 - i], i % 2) for i in rows],
             ("text", "text_pair", "label"),
         )
     settings = dataclasses.replace(course.GPU.settings, epochs_intermediate=1, epochs_prediction=1, augment=2)

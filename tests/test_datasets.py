@@ -2,6 +2,7 @@
 
 import json
 import socket
+import warnings
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinylib import datasets
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 
 FIVE = [f"text number {i}" for i in range(5)]
 ROWS = [(f"good film number {i}", "good") for i in range(10)] + [
@@ -121,11 +122,54 @@ def test_a_folder_is_taken_as_it_is_whatever_its_formats(tmp_path):
     assert data["test"]["label"][:] == [0]
 
 
-def test_a_folder_whose_test_repeats_train_warns(tmp_path):
-    for name in ("train", "validation", "test"):
-        write(tmp_path / f"{name}.csv", frame())
-    with pytest.warns(UserWarning, match="20 texts of test are in train"):
+def folder_with_repeats(tmp_path, test: int, validation: int = 0):
+    """Write splits of 20 texts each, so many of which stand in train too, in other letters and after two of their own."""
+    write(tmp_path / "train.csv", frame())
+    for name, count in (("validation", validation), ("test", test)):
+        own = [(f"{name} {i}", "bad") for i in range(20 - count)]
+        repeated = [(f"  {text.upper()}", label) for text, label in ROWS[3 : 3 + count]]
+        write(tmp_path / f"{name}.csv", frame(own[:2] + repeated + own[2:]))
+    return tmp_path
+
+
+def test_a_folder_whose_test_repeats_a_little_of_train_is_a_note(tmp_path):
+    folder_with_repeats(tmp_path, test=4, validation=1)  # 4 of 20: not above the limit
+    with pytest.warns(UserNote) as notes:
         datasets.load(tmp_path)
+    said = [str(note.message) for note in notes]
+    assert len(said) == 2
+    place = f"the first is line 4, in {tmp_path}/train.csv line 5"
+    assert f"{tmp_path}/test.csv: 4 texts of test are in train too (20% of them; {place})" in said[0]
+    assert f"{tmp_path}/validation.csv: 1 texts of validation are in train too (5% of them; {place})" in said[1]
+
+
+def test_a_folder_whose_test_repeats_much_of_train_is_refused(tmp_path):
+    folder_with_repeats(tmp_path, test=5)
+    said = refusal(tmp_path)
+    assert f"{tmp_path}/test.csv: 5 texts of test are in train too (25% of them; the first is line 4, in" in said
+    assert "above 20% a test says nothing: delete them from one of the two" in said
+
+
+def test_a_validation_split_that_is_train_again_is_a_note_only(tmp_path):
+    folder_with_repeats(tmp_path, test=0, validation=17)
+    with pytest.warns(UserNote, match="17 texts of validation are in train too"):
+        datasets.load(tmp_path)
+
+
+def test_one_text_with_two_labels_is_a_note(tmp_path):
+    folder_with_repeats(tmp_path, test=0)
+    write(tmp_path / "train.csv", frame([*ROWS, ("Good film number 2", "bad"), ("good film number 2", "good")]))
+    with pytest.warns(UserNote, match="train.csv, line 22: this text stands above with another label, and 1 rows are of"):
+        datasets.load(tmp_path)
+    with pytest.warns(UserNote, match="the first of them stays"):
+        datasets.load(write(tmp_path / "all.csv", frame([*ROWS, ("good film number 2", "bad")])))
+
+
+def test_clean_data_gives_no_note(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets.load(folder_with_repeats(tmp_path, test=0))
+        datasets.load("movie_reviews")
 
 
 def test_save_and_load_give_the_same_data_and_the_same_bytes(tmp_path):
@@ -209,7 +253,6 @@ def test_glue_without_the_hub_is_a_sentence(monkeypatch):
 
     monkeypatch.setattr(datasets.hf, "load_dataset", offline)
     assert "check the internet connection, or give a folder" in refusal("glue/sst2")
-    assert "scores instead of classes: choose one of cola" in refusal("glue/stsb")
     assert "is not a GLUE task" in refusal("glue/nonsense")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, pearsonr, spearmanr
 from sklearn import metrics as sk
 
 from tinylib.errors import UserError
@@ -19,6 +19,9 @@ from tinylib.metrics import (
     mcnemar,
     mean_and_spread,
     of_task,
+    pearson,
+    rmse,
+    spearman,
 )
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
@@ -140,3 +143,53 @@ def test_each_glue_task_has_its_own_metric():
     assert of_task("glue/qqp")[1](labels, [0] * 8) == 0
     for other in ("glue/sst2", "glue/mnli", "movie_reviews", "/some/file.csv"):
         assert of_task(other) == ("accuracy", accuracy)
+
+
+# Scores
+
+reals = st.lists(st.tuples(st.integers(-50, 50), st.floats(-100, 100, width=32)), min_size=2, max_size=40)
+
+
+@given(reals)
+def test_correlations_agree_with_scipy(rows):
+    labels, predictions = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        assert pearson(labels, predictions) == spearman(labels, predictions) == 0.0
+        return
+    assert spearman(labels, predictions) == pytest.approx(spearmanr(labels, predictions).statistic, abs=1e-9)
+    if np.ptp(predictions) > 1e-3:  # below, SciPy itself warns of its rounding
+        assert pearson(labels, predictions) == pytest.approx(pearsonr(labels, predictions).statistic, abs=1e-6)
+    assert rmse(labels, predictions) == pytest.approx(np.sqrt(sk.mean_squared_error(labels, predictions)))
+
+
+def test_the_bootstrap_interval_of_a_correlation_is_that_of_fisher():
+    g = np.random.default_rng(0)
+    labels = g.normal(size=800)
+    predictions = 0.8 * labels + 0.6 * g.normal(size=800)
+    found, (low, high) = pearson(labels, predictions), bootstrap_interval(labels, predictions, pearson)
+    fisher = np.tanh(np.arctanh(found) + np.array([-1, 1]) * 1.96 / np.sqrt(797))
+    assert (low, high) == pytest.approx(tuple(fisher), abs=0.01)
+    for metric in (spearman, rmse):
+        low, high = bootstrap_interval(labels, predictions, metric, resamples=200)
+        assert low < metric(labels, predictions) < high
+
+
+def test_scores_as_tensors_and_lists_give_the_same():
+    labels, predictions = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.5, 2.0, 3.0])
+    for metric in (pearson, spearman, rmse):
+        assert metric(labels.tolist(), predictions) == pytest.approx(metric(labels, predictions.numpy()))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: pearson([1.0, 2.0], [1.0]), "2 labels but 1 predictions"),
+        (lambda: rmse([1.0, float("nan")], [1.0, 2.0]), "labels must be finite numbers, but hold nan"),
+        (lambda: spearman([1.0, 2.0], ["a", "b"]), "predictions must be finite numbers, but hold a"),
+        (lambda: rmse([], []), "labels is empty"),
+        (lambda: bootstrap_interval([0.5, 1.5], [0.5, 1.5]), "labels must be class numbers"),
+    ],
+)
+def test_scores_that_are_none_are_refused(call, sentence):
+    with pytest.raises(UserError, match=sentence):
+        call()

@@ -370,11 +370,12 @@ def test_cut_texts_are_counted_and_told_above_a_share(place, tmp_path):
 def test_the_command_tells_and_writes_what_it_counted(place, tmp_path, capsys):
     rows = [(f"{stem} {word}", "good") for stem in TEXTS[:45] for word in ("slow", "quick")]
     rows += [(f"a dull mess {word} {n}", "bad") for n in ("new", "old", "late") for word in ("slow", "quick")]
-    write_csv(tmp_path / "uneven.csv", rows)
+    write_csv(tmp_path / "uneven.csv", [*rows, (rows[-1][0], "good")])
     data = ["--data", f"{tmp_path}/uneven.csv", "--out", f"{tmp_path}/out", "--max-length", "6"]
     assert cli.main(["teach", "--base", f"{place}/base", *data, "--epochs", "1"]) == 0
     notes = [line for line in capsys.readouterr().err.split("\n") if "note:" in line]
-    assert len(notes) == 3
+    assert len(notes) == 4
+    assert sum("this text stands above with another label" in note for note in notes) == 1
     report = metrics(tmp_path / "out")["data"]
     assert report["classes"]["train"] == {"bad": 4, "good": 72}
     assert report["rows"] == {"train": 76, "validation": 10, "test": 10}
@@ -573,7 +574,7 @@ def test_distill_refuses_a_weak_teacher_before_any_training(place, tmp_path, cap
 # The order of labels
 
 
-def test_a_general_student_that_is_a_classifier_of_other_labels_is_refused(place, tmp_path, capsys):
+def test_a_student_and_a_teacher_of_other_labels_are_refused(place, tmp_path, capsys):
     general = shutil.copytree(place / "teacher", tmp_path / "general")
     config = json.loads((general / "config.json").read_text())
     config |= {"id2label": {"0": "positive", "1": "negative"}, "label2id": {"positive": 0, "negative": 1}}
@@ -582,6 +583,12 @@ def test_a_general_student_that_is_a_classifier_of_other_labels_is_refused(place
     assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert "knows the labels positive, negative, its teacher negative, positive (in this order); start from an encoder" in said
+    rows = [(text, int(label == "positive")) for text, label in zip(TEXTS, LABELS, strict=True)]
+    write_csv(tmp_path / "numbers.csv", rows)  # numbers fit either order, so only the two models can be compared
+    data = ["--data", f"{tmp_path}/numbers.csv", "--out", f"{tmp_path}/out"]
+    assert cli.main(["prune", "--model", str(general), "--teacher", f"{place}/teacher", *data]) == 2
+    said = capsys.readouterr().err
+    assert "its teacher negative, positive (in this order); give a teacher of the same labels in the same order" in said
 
 
 def test_the_student_of_a_teacher_without_names_gets_the_data_s(place, tmp_path):

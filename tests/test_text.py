@@ -48,7 +48,16 @@ def test_long_texts_are_cut_and_counted(tokenizer, max_length):
     encoded = text.encode(tokenizer, ["film " * 100, "short"], max_length=max_length)
     assert encoded.lengths.tolist() == [max_length, 3]
     assert encoded.ids[0][-1] == 102  # the end is cut off before [SEP] is put there
-    assert encoded.truncated == (2 if max_length == 3 else 1)
+    assert encoded.truncated == 1, "a text of exactly max_length tokens is whole"
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=8), st.integers(5, 14), st.booleans())
+def test_the_count_of_cut_texts_is_that_of_the_whole_lengths(tokenizer, words, max_length, paired):
+    texts, pairs = (["film " * n for n in column] for column in zip(*words, strict=True))
+    encoded = text.encode(tokenizer, texts, pairs if paired else None, max_length=max_length)
+    whole = [first + second + 3 if paired else first + 2 for first, second in words]  # [CLS] and [SEP]
+    assert encoded.truncated == sum(length > max_length for length in whole)
+    assert encoded.lengths.tolist() == [min(length, max_length) for length in whole]
 
 
 def test_of_a_pair_the_longer_text_is_cut_first(tokenizer):

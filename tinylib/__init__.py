@@ -17,7 +17,7 @@ MODULES = (
     "typecheck", "errors", "stored", "processes", "sharing", "interrupt", "history", "models", "attention", "config", "bert",
     "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "train", "tasks", "augment", "losses", "student",
     "layers", "corpus", "mlm", "general", "distill", "masks", "structure", "prune", "measure", "ledger", "plots", "course",
-    "owndata", "cards", "logs", "export", "quantize", "job", "widgets", "checks", "doctor", "output", "commands", "cli",
+    "owndata", "cards", "logs", "export", "quantize", "job", "widgets", "checks", "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 
 if sys.version_info < PYTHON:  # before the modules, whose syntax an older Python cannot read

@@ -82,6 +82,7 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
     rate = "learning rate (default 5e-5, for MiniLM; 2e-5 for BERT-base)"
     sub.add_argument("--lr", type=_rate, default=5e-5, help=rate)
     _run_options(sub)
+    _logs_option(sub)
     _resume_option(sub)
 
 
@@ -104,6 +105,7 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--checkpoint-every", type=_count, default=200, metavar="N", help="steps between checkpoints (200)")
     sub.add_argument("--seed", type=_seed, default=0)
     _precision_option(sub)
+    _logs_option(sub)
     _resume_option(sub)
 
 
@@ -118,15 +120,20 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--general", type=Path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"
     sub.add_argument("--augment", type=_count0, default=None, metavar="N", help=copies)
+    extra = "texts without labels to learn from as well: .txt with one a line, or a table with a column text (and text_pair)"
+    sub.add_argument("--unlabelled", type=Path, metavar="FILE", help=extra)
+    weak = "go on with a teacher that is no better than the largest class"
+    sub.add_argument("--allow-weak-teacher", action="store_true", help=weak)
     share = "share of the student's weights to prune while the prediction step runs (default 0)"
     sub.add_argument("--sparsity", type=_share, default=0.0, help=share)
     sub.add_argument("--epochs-intermediate", type=_count0, default=None, metavar="N")
     sub.add_argument("--epochs-prediction", type=_count0, default=None, metavar="N")
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
-    sub.add_argument("--temperature", type=_rate, default=1.0)
+    sub.add_argument("--temperature", type=_rate, default=1.0, help="of the soft targets (default 1; scores have none)")
     _run_options(sub)
     _precision_option(sub)
+    _logs_option(sub)
     _resume_option(sub)
 
 
@@ -161,6 +168,11 @@ def _precision_option(sub: argparse.ArgumentParser) -> None:
         "the factors of products only (default: the launcher's, else highest)"
     )
     sub.add_argument("--precision", choices=PRECISIONS, default=None, help=text)
+
+
+def _logs_option(sub: argparse.ArgumentParser) -> None:
+    text = "write losses and figures for TensorBoard there when the run is done (needs the package tensorboard)"
+    sub.add_argument("--tensorboard", type=Path, metavar="DIR", help=text)
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:
@@ -258,7 +270,8 @@ def _notes(name: str) -> Iterator[None]:
     """Show the package's own warnings as one line each, and nobody else's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", category=UserNote)
+        # several processes read the same data and would say the same of it
+        warnings.simplefilter("always" if processes.is_main() else "ignore", category=UserNote)
         warnings.showwarning = lambda message, *_, **__: print(f"{name}: note: {message}", file=sys.stderr)
         yield
 

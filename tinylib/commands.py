@@ -5,29 +5,47 @@ Inputs are read and checked before anything is written; what is made goes throug
 
 import json
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from tinylib import __version__, course, datasets, masks, measure, metrics, models, output, quantize, train
+from tinylib import (
+    __version__,
+    course,
+    datasets,
+    encoders,
+    masks,
+    measure,
+    models,
+    output,
+    owndata,
+    quantize,
+    reports,
+    tasks,
+    train,
+)
 from tinylib import corpus as corpora
 from tinylib import distill as kd
 from tinylib import export as exporting
 from tinylib import general as stage1
 from tinylib import prune as pruning
-from tinylib.bert import Bert
-from tinylib.errors import UserError
-from tinylib.text import load_tokenizer
+from tinylib.bert import Bert, BertConfig, read_config
+from tinylib.errors import UserError, UserNote
+from tinylib.layers import student_config
+from tinylib.student import automatic_start
+from tinylib.text import same_vocabulary
 
 
 def teach(args) -> int:
     """Fine-tune and save a teacher."""
     started, reads = time.perf_counter(), (args.base, args.data)
     output.place(args.out, reads)  # before the work, not after it
-    prepared = _prepare(args, args.base)
-    _load(args.base, prepared)
-    run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
+    reports.check_logs(args)
+    prepared, found = _prepare(args, args.base)
+    owndata.note(found, args.max_length, _load(args.base, prepared).config.max_position_embeddings)
+    run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint}
     with output.output(args.out, reads, run, args.resume) as work:
         _save_split(args, work)
         model, history = course.fine_tune(
@@ -35,10 +53,11 @@ def teach(args) -> int:
             checkpoint=work / output.CHECKPOINTS / "teach.safetensors",
         )  # fmt: skip
         model.save_pretrained(work)
-        more = {"epochs": history.measured, "settings": _settings(args)}
-        report = _report(args, model, prepared, time.perf_counter() - started, **more)
-        _finish(work, report)
-    _say(args, report)
+        more = {"epochs": history.measured, "settings": reports.settings(args), "data": found}
+        report = reports.report(args, model, prepared, time.perf_counter() - started, **more)
+        reports.publish(args, model, args.base, work, report)
+    reports.say(args, report)
+    reports.log(args, report, teach=history)
     return 0
 
 
@@ -46,21 +65,24 @@ def general(args) -> int:
     """Distil a general student from a pretrained teacher, and save it in float16."""
     started, reads = time.perf_counter(), (args.teacher, args.corpus)
     output.place(args.out, reads)
+    reports.check_logs(args)
     if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
         train.set_precision(args.precision)
     teacher = _load(args.teacher).to(course.device())
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
+    if not args.start:
+        settings = settings.replace(start=automatic_start(teacher, student_config(teacher, args.student).hidden_size))
     student = stage1.first_student(teacher, settings)
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
-    with output.output(args.out, reads, _settings(args), args.resume) as work:
+    with output.output(args.out, reads, reports.settings(args), args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
         result = stage1.distill_general(
             teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
         machine = f"{course.describe()}, {train.precision()} precision"
-        chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in _settings(args).items() if v is not None)
+        chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in reports.settings(args).items() if v is not None)
         command = f"tinylib general {chosen} --out {args.out.name}"
         tokens = corpus["train"].tokens
         card = stage1.card_of(result, settings, args.teacher, args.corpus, tokens, machine, command)
@@ -69,21 +91,25 @@ def general(args) -> int:
         report = {
             "parameters": measure.parameters(result.student), "seconds": round(time.perf_counter() - started, 1),
             "bytes": measure.file_size(work / "model.safetensors"), "steps": settings.steps,
-            "tokens": corpus["train"].tokens, "validation": last, "tinylib": __version__, "settings": _settings(args),
+            "tokens": corpus["train"].tokens, "validation": last, "tinylib": __version__, "settings": reports.settings(args),
         }  # fmt: skip
-        _finish(work, report)
-    _say(args, report)
+        reports.write(work, report)
+    reports.say(args, report)
+    reports.log(args, report, general=result.history)
     return 0
 
 
 def distill(args) -> int:
     """Distil and save a student."""
-    started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general) if s]
+    started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general, args.unlabelled) if s]
     output.place(args.out, reads)
-    prepared = _prepare(args, args.teacher)
+    reports.check_logs(args)
+    prepared, found = _prepare(args, args.teacher)
     if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
         train.set_precision(args.precision)
-    teacher = _classifier(args.teacher, prepared)
+    more_texts = owndata.unlabelled(args.unlabelled, prepared) if args.unlabelled else None
+    teacher, on_validation = _teacher(args, prepared)
+    owndata.note(found, args.max_length, teacher.config.max_position_embeddings)
     student, projections = _general(args, teacher) if args.general else (None, None)
     chosen = {
         "start": args.start, "layer_map": args.layer_map, "epochs_intermediate": args.epochs_intermediate,
@@ -91,29 +117,34 @@ def distill(args) -> int:
         "batch_size": args.batch_size, "seed": args.seed, "augment": args.augment,
     }  # fmt: skip
     settings = course.settings_for(args.data).replace(**{k: v for k, v in chosen.items() if v is not None})
-    run = _settings(args) | {"data_fingerprint": prepared.fingerprint}
+    run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint}
+    if more_texts:
+        found |= {"unlabelled": more_texts.found}
+        run |= {"unlabelled_sha256": more_texts.found["sha256"]}
     with output.output(args.out, reads, run, args.resume) as work:
         _save_split(args, work)
         steps = work / output.CHECKPOINTS
         examples = course.augmented(prepared, settings.augment, args.teacher, args.max_length, settings.seed)
+        if more_texts:
+            examples = owndata.with_unlabelled(examples, more_texts, args.teacher, args.max_length)
         pruner = pruning.while_distilling(args.sparsity, examples, settings) if args.sparsity else None
         result = kd.distill(
             teacher, examples, settings, student=student, projections=projections, folder=steps, after_step=pruner
         )
         result.student.save_pretrained(work)
-        truth, told = prepared.labels["test"], train.predict(teacher, prepared.encoded["test"]).argmax(-1)
-        applied = _settings(args) | asdict(settings) | {"precision": train.precision()}  # what was not asked for too
-        more = {"settings": applied, "teacher_accuracy": metrics.accuracy(truth, told)}
-        report = _report(args, result.student, prepared, time.perf_counter() - started, **more)
-        report["retention"] = report["accuracy"] / report["teacher_accuracy"]
-        if "score" in report:
-            report["teacher_score"] = metrics.of_task(args.data)[1](truth, told)
-            report["retention"] = report["score"] / report["teacher_score"] if report["teacher_score"] else None
+        told = tasks.figures(prepared.labels["test"], train.predict(teacher, prepared.encoded["test"], shared=True), args.data)
+        applied = reports.settings(args) | asdict(settings) | {"precision": train.precision()}  # what was not asked for too
+        more = {"settings": applied, "data": found, "teacher_on_validation": on_validation}
+        more |= {f"teacher_{name}": value for name, value in told.items()}
+        report = reports.report(args, result.student, prepared, time.perf_counter() - started, **more)
+        judged = next(name for name in ("score", "pearson", "accuracy") if name in told)  # the task's own figure, if it has one
+        report["retention"] = report[judged] / told[judged] if told[judged] else None
         if pruner:
             masks.save_compressed(result.student, work / "compressed")
             report["sparsity"] = masks.sparsity_of(result.student)
-        _finish(work, report)
-    _say(args, report)
+        reports.publish(args, result.student, args.teacher, work, report)
+    reports.say(args, report)
+    reports.log(args, report, intermediate=result.intermediate, prediction=result.prediction)
     return 0
 
 
@@ -121,12 +152,16 @@ def prune(args) -> int:
     """Prune, recover and save a model."""
     started, reads = time.perf_counter(), [s for s in (args.model, args.data, args.teacher) if s]
     output.place(args.out, reads)
-    prepared = _prepare(args, args.model)
-    dense = _classifier(args.model, prepared)
+    prepared, found = _prepare(args, args.model)
+    dense = _bert(args.model, _classifier(args.model, prepared), "pruned")
     teacher = _classifier(args.teacher, prepared) if args.teacher else None
     if teacher:
         _same_vocabulary(args.model, args.teacher)
-    more = {"settings": _settings(args), "dense_accuracy": course.score(dense, prepared)}
+        _same_labels(args.model, dense.config, teacher.config, "give a teacher of the same labels in the same order")
+    owndata.note(found, args.max_length, dense.config.max_position_embeddings)
+    before = tasks.figures(prepared.labels["test"], train.predict(dense, prepared.encoded["test"]))
+    judged = next(iter(before))
+    more = {"settings": reports.settings(args), "data": found, f"dense_{judged}": before[judged]}
     with output.output(args.out, reads) as work:
         _save_split(args, work)
         model = pruning.prune_by(
@@ -135,7 +170,7 @@ def prune(args) -> int:
         )  # fmt: skip
         model.save_pretrained(work)
         masks.save_compressed(model, work / "compressed")
-        report = _report(args, model, prepared, time.perf_counter() - started, **more)
+        report = reports.report(args, model, prepared, time.perf_counter() - started, **more)
         report |= {
             "method": args.method,
             "sparsity": _removed(dense, model, embeddings=False),
@@ -143,18 +178,20 @@ def prune(args) -> int:
             "bytes": measure.file_size(work / "model.safetensors"),
             "bytes_compressed": measure.file_size(work / "compressed" / masks.COMPRESSED),
         }
-        _finish(work, report)
-    _say(args, report)
+        reports.publish(args, model, args.model, work, report)
+    reports.say(args, report)
     return 0
 
 
 def evaluate(args) -> int:
     """Measure a classifier on a split."""
     started = time.perf_counter()
-    prepared = _prepare(args, args.model)
-    report = _report(args, _classifier(args.model, prepared), prepared, 0.0, args.split)
+    prepared, found = _prepare(args, args.model)
+    model = _classifier(args.model, prepared)
+    owndata.note(found, args.max_length, model.config.max_position_embeddings)
+    report = reports.report(args, model, prepared, 0.0, args.split, data=found)
     report["seconds"] = round(time.perf_counter() - started, 1)
-    print(json.dumps(report, indent=2, ensure_ascii=False)) if args.json else _table(report)
+    print(json.dumps(report, indent=2, ensure_ascii=False)) if args.json else reports.table(report)
     return 0
 
 
@@ -167,8 +204,9 @@ def export(args) -> int:
     output.place(args.out, reads)
     if args.format != "hf":
         exporting.package("onnx"), exporting.package("onnxruntime")  # before the work, not after it
-    prepared = _prepare(args, args.model) if args.data else None
+    prepared = _prepare(args, args.model)[0] if args.data else None
     model = _classifier(args.model, prepared) if prepared else _load(args.model)
+    model = _bert(args.model, model, "exported")
     if model.tokenizer_folder is None:
         raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
     with output.output(args.out, reads) as work:
@@ -183,8 +221,8 @@ def export(args) -> int:
             compared = exporting.compare(model, written, prepared, progress=True)
             report |= asdict(compared) | {"split": "test", "data_fingerprint": prepared.fingerprint}
         report["seconds"] = round(time.perf_counter() - started, 1)
-        _finish(work, report)
-    _say(args, report)
+        reports.write(work, report)
+    reports.say(args, report)
     return 0
 
 
@@ -209,37 +247,80 @@ def fetch(args) -> int:
 
 
 def _prepare(args, base):
-    """Load the data and tokenize it for the model ``base``."""
-    return course.prepare(args.data, base=base, max_length=args.max_length, seed=args.seed)
+    """Load the data and tokenize it for the model ``base``; return it with what there is to know of it (``owndata.examine``)."""
+    prepared = course.prepare(args.data, base=base, max_length=args.max_length, seed=args.seed)
+    return prepared, owndata.examine(prepared)
 
 
 def _load(source, prepared=None):
     """Load a model in either layout, dense or compressed; with ``prepared``, one that knows its tokens."""
     folder = models.resolve(source)
     dense = (folder / "model.safetensors").exists() or not (folder / masks.COMPRESSED).exists()
-    model = Bert.from_pretrained(folder) if dense else masks.load_compressed(folder)
+    model = encoders.load(folder) if dense else masks.load_compressed(folder)
     if prepared:
-        highest = max(int(ids.max()) for split in prepared.encoded.values() for ids in split.ids)
+        # the padding token too: a batch holds it even if no text does
+        highest = max(max(split.pad_id, *(int(ids.max()) for ids in split.ids)) for split in prepared.encoded.values())
         if highest >= model.config.vocab_size:
             why = f"the tokenizer gives token {highest}, but the model has {model.config.vocab_size}"
             raise UserError(f"{source}: {why}; the two are not of one model, copy both again")
+        longest, positions = max(map(_longest, prepared.encoded.values())), model.config.max_position_embeddings
+        if longest > positions:
+            raise UserError(f"{source} takes {positions} tokens, but a text has {longest}; give --max-length {positions} or less")
     return model
 
 
+def _longest(encoded) -> int:
+    return max(map(len, encoded.ids))
+
+
 def _classifier(source, prepared):
-    """Load a model that must be a classifier of these labels."""
+    """Load a model that must be a classifier of these labels, in their order, or a regression where they are scores."""
     model = _load(source, prepared)
-    if model.config.head != "classification":
-        remedy = f"fine-tune it first: tinylib teach --base {source}"
+    remedy = f"fine-tune it first: tinylib teach --base {source}"
+    if not model.config.outputs:
         raise UserError(f"{source} has no classification head; {remedy}")
     known, asked = tuple(model.config.labels), tuple(prepared.names)
+    if (len(known) == 1) != (len(asked) == 1):
+        one, other = (f"gives the classes {', '.join(known)}", "scores") if len(asked) == 1 else ("gives scores", "classes")
+        raise UserError(f"{source} {one}, but the labels of the data are {other}; {remedy}")
     numbers = tuple(map(str, range(len(known))))  # labels that are numbers only are in the model's order
-    unnamed = known == tuple(f"LABEL_{n}" for n in numbers) and len(asked) == len(known)
-    if not (asked in (known, numbers) or unnamed):
+    if not (asked in (known, numbers) or len(asked) == 1 or (_unnamed(model.config) and len(asked) == len(known))):
         why = f"knows the labels {', '.join(known)}, but the data has {', '.join(asked)} (in this order)"
         remedy = f"number the data's labels 0 to {len(known) - 1} in the model's order"
         raise UserError(f"{source} {why}; {remedy}, or use a model of the same task")
     return model.to(course.device())
+
+
+def _teacher(args, prepared):
+    """Load the teacher of a distillation and hold it against the validation split; return it with what that gave."""
+    teacher = _classifier(args.teacher, prepared)
+    answers = train.predict(teacher, prepared.encoded["validation"], shared=True)
+    found = owndata.check_teacher(
+        args.teacher, prepared.labels["validation"], answers, prepared.names, allow=args.allow_weak_teacher
+    )
+    if _unnamed(teacher.config):  # the student is told the names that its teacher was never given
+        teacher.config = teacher.config.replace(labels=prepared.names)
+    return teacher, found
+
+
+def _same_labels(source, config: BertConfig, teacher: BertConfig, remedy: str) -> None:
+    """Refuse a model whose labels have names, and other ones or in another order than its teacher's."""
+    if not (_unnamed(config) or _unnamed(teacher) or config.labels == teacher.labels):
+        why = f"knows the labels {', '.join(config.labels)}, its teacher {', '.join(teacher.labels)} (in this order)"
+        raise UserError(f"{source} {why}; {remedy}")
+
+
+def _unnamed(config: BertConfig) -> bool:
+    """Tell whether a model's labels have the names that transformers gives where nobody did."""
+    return config.labels == tuple(f"LABEL_{n}" for n in range(len(config.labels)))
+
+
+def _bert(source, model, done: str):
+    """Return the model if it is a BERT: what prunes and exports works on its parts."""
+    if isinstance(model, encoders.Encoder):
+        remedy = f"distil a student from it first: tinylib distill --teacher {source}"
+        raise UserError(f"{source} is a {model.kind!r} model, and only a BERT can be {done}; {remedy}")
+    return model
 
 
 def _general(args, teacher):
@@ -247,6 +328,9 @@ def _general(args, teacher):
     _same_vocabulary(args.general, args.teacher)
     if (args.general / stage1.CARD).is_file():
         return stage1.load(args.general, teacher)
+    own = BertConfig.from_dict(read_config(args.general), where=str(args.general / "config.json"))
+    if own.outputs:
+        _same_labels(args.general, own, teacher.config, "start from an encoder without a task, or from one of the same labels")
     start = torch.Generator().manual_seed(args.seed)
     student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
     student.tokenizer_folder = teacher.tokenizer_folder
@@ -254,65 +338,20 @@ def _general(args, teacher):
 
 
 def _same_vocabulary(one, other) -> None:
-    if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
+    if not same_vocabulary(one, other):
         remedy = "use two models with one vocabulary"
         raise UserError(f"the tokenizers of {one} and {other} number their tokens differently; {remedy}")
 
 
 def _save_split(args, folder: Path) -> None:
     """Write the split of a single file beside the result, so that others can measure on the same texts."""
-    if Path(args.data).expanduser().is_file():
-        datasets.save(datasets.load(args.data, seed=args.seed), folder / "data")
+    if models.expanded(args.data).is_file():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserNote)  # said when it was loaded for the work
+            datasets.save(datasets.load(args.data, seed=args.seed), folder / "data")
 
 
 def _removed(dense, pruned, embeddings: bool) -> float:
     """Return the share of the dense model's weight matrices that the pruned one lacks or holds as zeros."""
     left = sum(int(weight.count_nonzero()) for weight in masks.prunable(pruned, embeddings).values())
     return 1.0 - left / sum(weight.numel() for weight in masks.prunable(dense, embeddings).values())
-
-
-def _report(args, model, prepared, seconds: float, split: str = "test", **more) -> dict:
-    """Measure a classifier on a split: the content of metrics.json. A GLUE task has its own metric's ``score`` beside accuracy."""
-    truth = prepared.labels[split]
-    told = train.predict(model, prepared.encoded[split], label=f"measuring on {split}").argmax(-1)
-    metric, measured = metrics.of_task(args.data)
-    if metric != "accuracy":
-        more = {"metric": metric, "score": measured(truth, told)} | more
-    scores = metrics.classification_report(truth, told)
-    low, high = metrics.bootstrap_interval(truth, told)
-    return {
-        "accuracy": scores["accuracy"], "accuracy_interval_95": [low, high], "precision": scores["precision"],
-        "recall": scores["recall"], "f1": scores["f1"], "split": split, "examples": len(truth),
-        "parameters": measure.parameters(model), "seconds": round(seconds, 1),
-        "labels": list(model.config.labels), "data_fingerprint": prepared.fingerprint, "tinylib": __version__,
-        **more,
-    }  # fmt: skip
-
-
-def _finish(folder: Path, report: dict) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
-
-
-def _settings(args) -> dict:
-    """Return what the command was asked for, as JSON can hold it."""
-    hidden = ("command", "out", "resume", "json")  # what does not decide the result
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in hidden}
-
-
-def _say(args, report: dict) -> None:
-    print(f"{args.command}: {args.out}")
-    _table(report)
-
-
-def _table(report: dict) -> None:
-    names = (
-        "accuracy", "f1", "teacher_accuracy", "score", "teacher_score", "dense_accuracy", "model_accuracy", "agreement",
-        "largest_difference", "random_difference", "retention", "sparsity", "parameters", "bytes", "bytes_compressed",
-        "seconds",
-    )  # fmt: skip
-    for name in (n for n in names if report.get(n) is not None):
-        value = report[name]
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.{1 if name == 'seconds' else 4}f}"
-        shown = f"{value:.2g}" if name.endswith("_difference") else shown
-        print(f"  {name.replace('_', ' '):<18}{shown:>14}")

@@ -8,6 +8,7 @@ from tinylib.errors import UserError
 ARCHITECTURES = {
     None: "BertModel",
     "classification": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",  # of one label: transformers' problem_type tells the two apart
     "masked_lm": "BertForMaskedLM",
 }
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # name -> F.gelu's argument
@@ -15,6 +16,7 @@ COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
+MOST = 10**8  # of each count: their products stay within 64 bits
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,21 @@ class BertConfig:
     pad_token_id: int | None = 0
     initializer_range: float = 0.02
     hidden_act: str = "gelu"
-    head: str | None = None  # None, "classification" or "masked_lm"
-    labels: tuple[str, ...] = ()
+    head: str | None = None  # None, "classification", "regression" (one output, a score) or "masked_lm"
+    labels: tuple[str, ...] = ()  # the classes' names; of a regression the one name of what it gives
     head_dim: int | None = None  # D; None: C/H, the only layout that transformers' BERT knows
 
     def __post_init__(self):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+            if getattr(self, name) > MOST:
+                raise UserError(f"{name}={getattr(self, name)} must be at most {MOST:,}; no BERT comes near it")
         if self.head_dim is not None and self.head_dim < 1:
             raise UserError(f"head_dim={self.head_dim} must be at least 1, or left out for hidden_size / num_attention_heads")
+        if self.head_dim is not None and self.head_dim * self.num_attention_heads > MOST:
+            heads = self.num_attention_heads
+            raise UserError(f"head_dim={self.head_dim} times num_attention_heads={heads} must be at most {MOST:,}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             up = self.num_attention_heads * -(-self.hidden_size // self.num_attention_heads)
             raise UserError(
@@ -54,11 +61,13 @@ class BertConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         if self.head not in ARCHITECTURES:
-            raise UserError(f"head={self.head!r} is not one of None, 'classification', 'masked_lm'")
+            raise UserError(f"head={self.head!r} is not one of {', '.join(map(repr, ARCHITECTURES))}")
         if self.head == "classification" and len(self.labels) < 2:
             raise UserError(
                 f"head='classification' needs at least two labels, got {self.labels}; name them in labels=(…)"
             )
+        if self.head == "regression" and len(self.labels) != 1:
+            raise UserError(f"head='regression' gives one score, got labels={self.labels}; name that one: labels=('score',)")
         if len(set(self.labels)) < len(self.labels):
             raise UserError(f"labels={self.labels} holds a name twice; give each class its own")
 
@@ -67,8 +76,8 @@ class BertConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1; BERT's is 0.1")
         for name in ("layer_norm_eps", "initializer_range"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+            if not 0 <= getattr(self, name) <= 1:  # NaN fails too
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and at most 1")
         pad, V = self.pad_token_id, self.vocab_size
         if pad is not None and not 0 <= pad < V:
             raise UserError(f"pad_token_id={pad} must be a token of the vocabulary, 0 to {V - 1}")
@@ -115,6 +124,16 @@ class BertConfig:
         }
         return cls(**(sizes | changes))
 
+    @staticmethod
+    def head_for(labels: tuple[str, ...]) -> str:
+        """Return the head that gives these labels: one name is a regression's, several are classes."""
+        return "regression" if len(labels) == 1 else "classification"
+
+    @property
+    def outputs(self) -> int:
+        """Return K, the numbers that the head gives for a text: a logit a class, one score of a regression, 0 of other heads."""
+        return len(self.labels) if self.head in ("classification", "regression") else 0
+
     @property
     def head_width(self) -> int:
         """Return D, the columns of one head."""
@@ -134,24 +153,33 @@ class BertConfig:
             )
         if stored.get("position_embedding_type", "absolute") != "absolute" or stored.get("is_decoder"):
             raise UserError(f"{where} asks for relative positions or a decoder; choose an encoder with absolute ones")
-        named = {name: head for head, name in ARCHITECTURES.items()}
-        head = named.get((stored.get("architectures") or ["BertModel"])[0])
-        labels: tuple[str, ...] = ()
-        if head == "classification":
-            names = {int(i): str(name) for i, name in (stored.get("id2label") or {}).items()}
-            # transformers leaves the names out where there are two and nobody named them
-            labels = tuple(names[i] for i in sorted(names)) or ("LABEL_0", "LABEL_1")
         known = [f.name for f in fields(cls) if f.name in stored and f.name not in ("head", "labels")]
         try:
+            head, labels = cls._told_head(stored)
             sizes = {name: cls._typed(name, stored[name]) for name in known}
             return cls(**sizes, head=head, labels=labels)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
 
     @classmethod
+    def _told_head(cls, stored: dict) -> tuple[str | None, tuple[str, ...]]:
+        """Return the head that a config.json names, and its labels in the order of their numbers."""
+        built, names = stored.get("architectures") or ["BertModel"], stored.get("id2label") or {}
+        if not (isinstance(built, list) and isinstance(built[0], str)):
+            raise UserError(f"architectures={built!r} must be a list of names; copy the checkpoint again")
+        named = {name: head for head, name in reversed(ARCHITECTURES.items())}  # of two with one name, the first
+        if named.get(built[0]) != "classification":
+            return named.get(built[0]), ()
+        if not (isinstance(names, dict) and set(names) == {str(i) for i in range(len(names))}):
+            raise UserError(f'id2label={names!r} must number the labels from 0, {{"0": "no", "1": "yes"}}; correct it')
+        # transformers leaves the names out where there are two and nobody named them
+        labels = tuple(str(names[str(i)]) for i in range(len(names))) or ("LABEL_0", "LABEL_1")
+        return cls.head_for(labels), labels
+
+    @classmethod
     def _typed(cls, name: str, value: object) -> int | float | str | None:
         kind = type(getattr(cls, name))  # of the default
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= MOST:
             return float(value)
         if name == "head_dim":
             kind = int
@@ -169,4 +197,6 @@ class BertConfig:
         if self.labels:
             stored["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
             stored["label2id"] = {name: i for i, name in enumerate(self.labels)}
+        if self.head == "regression":
+            stored["problem_type"] = "regression"
         return stored

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinylib import augment, datasets, distill, general, ledger, mlm, models
+from tinylib import augment, datasets, distill, encoders, general, ledger, mlm, models, tasks
 from tinylib.bert import Bert
 from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
-from tinylib.metrics import accuracy
 from tinylib.text import Encoded, encode, load_tokenizer
-from tinylib.train import Examples, History, classification_loss, fit, loader, predict
+from tinylib.train import Examples, History, fit, loader, predict
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Prepared:
     pairs: dict[str, list[str]] | None  # the second texts, of a task on pairs
     encoded: dict[str, Encoded]
     labels: dict[str, Tensor]
-    names: tuple[str, ...]  # label names, in the order of the label numbers
+    names: tuple[str, ...]  # label names, in the order of the label numbers; of scores (float labels) the one name "score"
     fingerprint: str
 
     def examples(self, split: str = "train") -> Examples:
@@ -171,9 +170,9 @@ def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: st
     return [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n") if line]
 
 
-def score(model: Bert, prepared: Prepared, split: str = "test") -> float:
-    """Return the accuracy of a classifier on a split."""
-    return accuracy(prepared.labels[split], predict(model, prepared.encoded[split]).argmax(-1))
+def score(model: Bert | encoders.Encoder, prepared: Prepared, split: str = "test") -> float:
+    """Return the accuracy of a classifier on a split, of a regression Pearson's correlation."""
+    return tasks.score(prepared.labels[split], predict(model, prepared.encoded[split]))
 
 
 def fine_tune(
@@ -186,16 +185,33 @@ def fine_tune(
     seed: int = 0,
     checkpoint=None,
 ):
-    """Fine-tune a pretrained model on the labels; return it with the run's history."""
+    """Fine-tune a pretrained model on the labels; return it with the run's history.
+
+    The loss is the cross-entropy, of scores the mean squared error (``tasks.label_loss``).
+    """
     start = torch.Generator().manual_seed(seed)
-    model = Bert.from_pretrained(base, labels=prepared.names, generator=start)
+    model = encoders.load(base, labels=prepared.names, generator=start)
+    if model.config.head == "regression":
+        _begin_at_the_mean(model, prepared)
     batches = loader(prepared.examples("train"), batch_size, seed=seed)
     measure = lambda m, epoch: {"validation": score(m, prepared, "validation")}  # noqa: E731
     history = fit(
-        model, batches, classification_loss, epochs=epochs, lr=lr, seed=seed, label="fine-tuning the teacher",
+        model, batches, tasks.label_loss(model.config), epochs=epochs, lr=lr, seed=seed, label="fine-tuning the teacher",
         after_epoch=measure, checkpoint=checkpoint,
     )  # fmt: skip
     return model, history
+
+
+@torch.no_grad()
+def _begin_at_the_mean(model: Bert | encoders.Encoder, prepared: Prepared, texts: int = 256) -> None:
+    """Move the bias of a regression head so that its first guesses lie around the mean of the scores.
+
+    At a fine-tuning's small rates a head that begins at 0 would need the whole run to reach scores around 50.
+    """
+    some = range(min(texts, len(prepared.labels["train"])))
+    guessed = predict(model, prepared.encoded["train"].select(some))
+    head = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1][-1]
+    head.bias += prepared.labels["train"].mean() - guessed.mean()
 
 
 def teacher(prepared: Prepared | None = None, seed: int = 0) -> Bert:

@@ -2,7 +2,8 @@
 
 Everything ends as a ``datasets.DatasetDict`` (Hugging Face) with the splits train, validation and test and
 the columns ``text`` (``text_pair`` too for sentence pairs) and ``label`` (a ``ClassLabel``: numbers and names
-stay together). Files are read into memory: no progress bars, no cache folder, no network.
+stay together; or scores, the targets of a regression, as floats: ``files`` has the rule). Files are read into
+memory: no progress bars, no cache folder, no network.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict  # by name: beartype looks DatasetDict's own "Dataset" up here
 
 from tinylib.errors import UserError, UserNote
-from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, from_columns, read
+from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, from_columns, read, settled
 from tinylib.files import normalise as normalise  # offered here too: it decides what counts as a duplicate
-from tinylib.models import hub_answers
+from tinylib.models import expanded, hub_answers
 
 # The content of the shipped sets (``fingerprint``), as data/README.md records it.
 FINGERPRINTS = {
@@ -33,6 +34,8 @@ FINGERPRINTS = {
     "questions": "49dfccf52e6fbd6c2909ed6d906128e31b6ab7feb03c7fd41a69832dbba25092",
     "inference": "2cfe2d3ed7e922534a9e72c09dd4980416cf5ca8a86055433815d1afbb4a4e31",
 }
+SCORE = "score"  # the one name of a regression's labels, where classes have theirs
+REPEATED = 0.2  # of a folder's test texts; with more of them in train as well, no figure would mean anything
 # The splits, and what their files may be called.
 SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
 
@@ -51,18 +54,23 @@ def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
 
     `name_or_path` is a shipped name (``movie_reviews``, ``questions``,
     ``inference``), a CSV, TSV, JSONL or Parquet file (duplicates are
-    dropped, then it is split 80/10/10 by `seed`, each class in proportion), a folder with one such file for
-    each split (taken as they are), or ``glue/<task>``. A folder of a shipped set's name: ``./movie_reviews``.
-    Raises `UserError` with the file, the row and the remedy for input that cannot be used.
+    dropped, then it is split 80/10/10 by `seed`, each class or range of scores in proportion), a folder with one
+    such file for each split (taken as they are), or ``glue/<task>``. A folder of a shipped set's name:
+    ``./movie_reviews``. Texts of a folder's validation and test that are in train too are told of in a
+    `UserNote`, and so are texts with more than one label. Raises `UserError` with the file, the row and the remedy
+    for input that cannot be used: more than ``REPEATED`` of the test texts in train is such.
     """
-    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    name, path = os.fspath(name_or_path), expanded(name_or_path)
     shipped = sorted(file.parent.name for file in data_folder().glob("*/train.parquet"))
     if name in shipped:
         return _load_folder(data_folder() / name, seed)
     if path.is_dir():
         return _load_folder(path, seed)
     if path.is_file():
-        return assemble(split(checked(read(path)), seed))
+        rows = settled({"train": checked(read(path))})["train"]
+        data = assemble(split(rows, seed))
+        _note_contradictions(rows, "the first of them stays")
+        return data
     if re.fullmatch(r"glue/\w+", name):
         return _load_glue(name.removeprefix("glue/"), seed)
     near = difflib.get_close_matches(name, shipped, n=1)
@@ -71,13 +79,20 @@ def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
     raise UserError(f"no data set, file or folder is called {name}: {hint}")
 
 
+def has_scores(data: DatasetDict | Dataset) -> bool:
+    """Tell whether the labels are scores (a regression), not classes."""
+    return not isinstance((data["train"] if isinstance(data, dict) else data).features["label"], hf.ClassLabel)
+
+
 def label_names(data: DatasetDict) -> list[str]:
-    """Return the class names; the position of a name is its number in the column ``label``."""
-    return list(data["train"].features["label"].names)
+    """Return the class names, whose positions are their numbers in the column ``label``; of scores the one name "score"."""
+    return [SCORE] if has_scores(data) else list(data["train"].features["label"].names)
 
 
 def class_balance(data: DatasetDict) -> dict[str, dict[str, int]]:
-    """Count the rows of each class in each split."""
+    """Count the rows of each class in each split; raise UserError for scores, which have no classes."""
+    if has_scores(data):
+        raise UserError("the labels are scores, not classes: take the mean and the spread of the column label")
     names = label_names(data)
     counts = {part: Counter(rows["label"][:]) for part, rows in data.items()}
     return {part: {name: count[i] for i, name in enumerate(names)} for part, count in counts.items()}
@@ -88,7 +103,7 @@ def fingerprint(data: DatasetDict | Dataset) -> str:
     digest = hashlib.sha256()
     for part, rows in sorted(data.items()) if isinstance(data, dict) else [("", data)]:
         columns = _columns(rows)
-        head = [part, columns, list(rows.features["label"].names)]
+        head = [part, columns, [SCORE] if has_scores(rows) else list(rows.features["label"].names)]
         for row in (head, *zip(*(rows[column][:] for column in columns), strict=True)):
             digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     return digest.hexdigest()
@@ -103,9 +118,13 @@ def save(data: DatasetDict, folder: str | os.PathLike) -> None:
     for part, rows in data.items():
         columns = _columns(rows)
         features = {column: {"dtype": "string", "_type": "Value"} for column in columns}
-        features["label"] = {"names": list(rows.features["label"].names), "_type": "ClassLabel"}
-        types = [(column, pa.int64() if column == "label" else pa.string()) for column in columns]
-        # `datasets` keeps the class names under this key
+        scores, number = has_scores(rows), pa.int64()
+        if scores:
+            features["label"], number = {"dtype": "float64", "_type": "Value"}, pa.float64()
+        else:
+            features["label"] = {"names": list(rows.features["label"].names), "_type": "ClassLabel"}
+        types = [(column, number if column == "label" else pa.string()) for column in columns]
+        # `datasets` keeps the class names under this key, and `files` sees by it that these labels are scores
         schema = pa.schema(types, metadata={"huggingface": json.dumps({"info": {"features": features}})})
         table = pa.table({column: rows[column][:] for column in columns}, schema=schema)
         fixed = {"compression": "zstd", "compression_level": 19, "version": "2.6", "row_group_size": 1 << 20}
@@ -120,28 +139,40 @@ def _columns(rows: Dataset) -> list[str]:
 def split(rows: Rows, seed: int) -> dict[str, Rows]:
     """Drop duplicates (the first stays) and cut each class into 80 % train, 10 % validation and 10 % test.
 
-    The shuffle sorts by sha256 of seed and sentence: it repeats on any machine with any library version, and
-    the order of the rows in the file does not matter.
+    Scores have no classes: of each ten neighbours in their order one goes to validation and one to test, so that all
+    three parts range over low and high alike. The shuffle sorts by sha256 of seed and sentence: it repeats on any
+    machine with any library version, and the order of the rows in the file does not matter.
     """
     keys = rows.keys()
     first = {keys[i]: i for i in reversed(range(len(keys)))}
     order = [first[key] for key in _shuffled(first, seed)]
-    by_label = defaultdict(list)
-    for index in order:
-        by_label[rows.labels[index]].append(index)
     part_of = {}
-    for members in by_label.values():
+    for members in _strata(rows.labels, order):
         # A rare class still appears in each part while it has three rows; below that it stays in train.
         tenth = max(round(len(members) / 10), int(len(members) >= 3))
         for place, index in enumerate(members):
             part_of[index] = "validation" if place < tenth else "test" if place < 2 * tenth else "train"
     parts = {part: [index for index in order if part_of[index] == part] for part in SPLITS}
     if not parts["validation"]:
+        labels = "" if isinstance(rows.labels[0], float) else " and no label with three of them"
         raise UserError(
-            f"{rows.source} has {len(first)} different texts and no label with three of them, too few to "
+            f"{rows.source} has {len(first)} different texts{labels}, too few to "
             "split 80/10/10: add rows, or give a folder with train, validation and test files"
         )
     return {part: rows.take(indices) for part, indices in parts.items()}
+
+
+def _strata(labels: list, order: list[int]) -> list[list[int]]:
+    """Return the rows in groups that are to be split alike, each in the shuffled order: the classes, or ten scores in a row."""
+    if not isinstance(labels[order[0]], float):
+        by_label = defaultdict(list)
+        for index in order:
+            by_label[labels[index]].append(index)
+        return list(by_label.values())
+    ranked = sorted(order, key=labels.__getitem__)  # stable: equal scores stay shuffled
+    starts = list(range(0, max(len(ranked) - 4, 1), 10))  # a rest below five goes with the ten before it
+    place = {index: i for i, index in enumerate(order)}
+    return [sorted(ranked[a:b], key=place.__getitem__) for a, b in zip(starts, [*starts[1:], len(ranked)], strict=True)]
 
 
 def _shuffled(keys: dict | list, seed: int) -> list[str]:
@@ -149,10 +180,12 @@ def _shuffled(keys: dict | list, seed: int) -> list[str]:
 
 
 def assemble(parts: dict[str, Rows]) -> DatasetDict:
-    """Turn checked rows into Hugging Face datasets that share one set of class names, those of train."""
+    """Turn checked and settled rows into Hugging Face datasets that share one set of class names, those of train."""
     train = parts["train"]
     if any((part.pairs is None) != (train.pairs is None) for part in parts.values()):
         raise UserError(f"{train.source} and the other splits differ in text_pair: give it to all or none")
+    if isinstance(train.labels[0], float):
+        return _assemble_scores(parts)
     names = train.names if all(part.names == train.names for part in parts.values()) else None
     if names is None and any(isinstance(label, str) for part in parts.values() for label in part.labels):
         parts = {name: replace(part, labels=list(map(str, part.labels))) for name, part in parts.items()}
@@ -171,13 +204,21 @@ def assemble(parts: dict[str, Rows]) -> DatasetDict:
                 raise UserError(
                     f"{part.at(i)}: label {label} is not in {train.source}: correct it or add rows"
                 )
-        columns = (
-            {"text": part.texts} if part.pairs is None else {"text": part.texts, "text_pair": part.pairs}
-        )
-        features = hf.Features({**{column: hf.Value("string") for column in columns}, "label": label_feature})
-        columns["label"] = [number_of[label] for label in part.labels]
-        data[name] = Dataset.from_dict(columns, features)
+        data[name] = _dataset(part, [number_of[label] for label in part.labels], label_feature)
     return data
+
+
+def _assemble_scores(parts: dict[str, Rows]) -> DatasetDict:
+    train = parts["train"]
+    if len(set(train.labels)) < 2:
+        raise UserError(f"{train.source} has one score only, {train.labels[0]:g}: there is nothing to learn from it")
+    return DatasetDict({name: _dataset(part, part.labels, hf.Value("float64")) for name, part in parts.items()})
+
+
+def _dataset(rows: Rows, labels: list, feature: hf.ClassLabel | hf.Value) -> Dataset:
+    columns = {"text": rows.texts} if rows.pairs is None else {"text": rows.texts, "text_pair": rows.pairs}
+    features = hf.Features({**{column: hf.Value("string") for column in columns}, "label": feature})
+    return Dataset.from_dict({**columns, "label": labels}, features)
 
 
 def _load_folder(folder: Path, seed: int) -> DatasetDict:
@@ -192,13 +233,49 @@ def _load_folder(folder: Path, seed: int) -> DatasetDict:
                 "train, validation and test, or give a single file to have it split"
             )
         parts[name] = checked(read(files[0]))
-    parts = _without_hidden_labels(parts, seed)
-    seen = set(parts["train"].keys())
-    shared = sum(key in seen for key in parts["test"].keys())
-    if shared:
-        note = f"{folder}: {shared} texts of test are in train too, a flattering test"
-        warnings.warn(note, UserNote, stacklevel=3)
-    return assemble(parts)
+    parts = settled(_without_hidden_labels(parts, seed))
+    data = assemble(parts)
+    _check_repeats(parts)
+    _note_contradictions(parts["train"], "a model cannot learn both: correct or delete them")
+    return data
+
+
+def repeats(parts: dict[str, list[str]]) -> dict[str, int]:
+    """Count the texts of validation and of test that are in train too; ``parts`` holds each split's keys (``Rows.keys``)."""
+    seen = set(parts["train"])
+    return {part: sum(key in seen for key in parts[part]) for part in ("validation", "test")}
+
+
+def _check_repeats(parts: dict[str, Rows]) -> None:
+    """Say how many texts of validation and test are in train too; refuse a test split of which that is too large a share."""
+    keys = {part: rows.keys() for part, rows in parts.items()}
+    counts = repeats(keys)
+    for part in ("test", "validation"):  # first what may be refused: a mistake is one sentence, without a note before it
+        count = counts[part]
+        if not count:
+            continue
+        rows, train, share = parts[part], parts["train"], count / len(keys[part])
+        seen = {key: i for i, key in reversed(list(enumerate(keys["train"])))}
+        i = next(i for i, key in enumerate(keys[part]) if key in seen)
+        where = f"the first is {rows.unit} {rows.numbers[i]}, in {train.source} {train.unit} {train.numbers[seen[keys[part][i]]]}"
+        told = f"{rows.source}: {count} texts of {part} are in train too ({share:.0%} of them; {where})"
+        if part == "test" and share > REPEATED:
+            remedy = "delete them from one of the two, or give a single file, whose duplicates are dropped before it is split"
+            raise UserError(f"{told}, and above {REPEATED:.0%} a test says nothing: {remedy}")
+        warnings.warn(f"{told}, a flattering {part}: delete them from train", UserNote, stacklevel=4)
+
+
+def contradictions(keys: list[str], labels: list) -> list[int]:
+    """Return the rows whose text stood in an earlier row with another label."""
+    first: dict = {}
+    return [i for i, (key, label) in enumerate(zip(keys, labels, strict=True)) if first.setdefault(key, label) != label]
+
+
+def _note_contradictions(rows: Rows, then: str) -> None:
+    found = contradictions(rows.keys(), rows.labels)
+    if found:
+        note = f"{rows.at(found[0])}: this text stands above with another label, and {len(found)} rows are of that kind; {then}"
+        warnings.warn(note, UserNote, stacklevel=4)
 
 
 def _without_hidden_labels(parts: dict[str, Rows], seed: int) -> dict[str, Rows]:
@@ -218,8 +295,7 @@ def _without_hidden_labels(parts: dict[str, Rows], seed: int) -> dict[str, Rows]
 
 def _load_glue(task: str, seed: int) -> DatasetDict:
     if task not in GLUE_COLUMNS:
-        why = "has scores instead of classes" if task == "stsb" else "is not a GLUE task"
-        raise UserError(f"glue/{task} {why}: choose one of {', '.join(sorted(GLUE_COLUMNS))}")
+        raise UserError(f"glue/{task} is not a GLUE task: choose one of {', '.join(sorted(GLUE_COLUMNS))}")
     try:
         with _local_copies_only_if_offline():
             hub_data = hf.load_dataset("nyu-mll/glue", task)
@@ -235,7 +311,7 @@ def _load_glue(task: str, seed: int) -> DatasetDict:
         numbers = list(range(1, len(rows) + 1))
         source = f"glue/{task} {name}"
         parts[name] = checked(from_columns(source, numbers, columns, "row", rows.features["label"]))
-    return assemble(_without_hidden_labels(parts, seed))
+    return assemble(settled(_without_hidden_labels(parts, seed)))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tinylib import metrics, train
+from tinylib import metrics, models, tasks, train
 from tinylib.bert import Bert, to_hf
 from tinylib.config import ACTIVATIONS
 from tinylib.course import Prepared
@@ -144,10 +144,10 @@ class _Graph:
         """Add the head and return the model."""
         make, floats, axes = self.onnx.helper, self.onnx.TensorProto.FLOAT, ["batch", "length"]
         output, shape = "last_hidden_state", [*axes, self.config.hidden_size]
-        if self.config.head == "classification":
+        if self.config.outputs:
             first = self.node("Gather", x, self.constant("zero", np.array(0, np.int64)), axis=1)  # [CLS]
             x = self.linear("classifier", self.node("Tanh", self.linear("pooler", first)))
-            output, shape = "logits", ["batch", len(self.config.labels)]
+            output, shape = "logits", ["batch", self.config.outputs]
         self.nodes.append(make.make_node("Identity", [x], [output], name=output))
         inputs = [make.make_tensor_value_info(name, self.onnx.TensorProto.INT64, axes) for name in INPUTS]
         outputs = [make.make_tensor_value_info(output, floats, shape)]
@@ -167,7 +167,7 @@ def feed(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def find(source: str | Path) -> Path:
     """Return the path of an ONNX file, or of the one in a folder; raise UserError if it is not there."""
-    path = Path(source).expanduser()
+    path = models.expanded(source)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path} does not exist; name an ONNX file, or a folder that tinylib export wrote")
@@ -248,6 +248,18 @@ class Comparison:
     examples: int
 
 
+@dataclass(frozen=True)
+class ScoreComparison:
+    """An exported regression beside the one that it was made from, on one split."""
+
+    pearson: float  # of the exported model
+    spearman: float
+    rmse: float
+    model_pearson: float
+    largest_difference: float  # of any score
+    examples: int
+
+
 def compare(
     model: Bert,
     exported: Onnx | Bert,
@@ -255,17 +267,21 @@ def compare(
     split: str = "test",
     batch_size: int = 64,
     progress: bool = False,
-) -> Comparison:
-    """Measure a classifier and its export on a whole split."""
+) -> Comparison | ScoreComparison:
+    """Measure a classifier (or a regression) and its export on a whole split."""
     truth, encoded = prepared.labels[split], prepared.encoded[split]
     labels = (f"the model on {split}", f"the export on {split}") if progress else (None, None)
     before = train.predict(model, encoded, batch_size, labels[0])
     predict = exported.predict if isinstance(exported, Onnx) else functools.partial(train.predict, exported)
     after = predict(encoded, batch_size, labels[1])
-    one, two = before.argmax(-1), after.argmax(-1)
+    largest = float((before - after).abs().max())
+    one, two = tasks.told(before), tasks.told(after)
+    if tasks.figure(before) == "pearson":
+        figures = {name: metric(truth, two) for name, metric in metrics.SCORE_METRICS.items()}
+        return ScoreComparison(**figures, model_pearson=metrics.pearson(truth, one), largest_difference=largest, examples=len(one))
     return Comparison(
         metrics.accuracy(truth, two), metrics.classification_report(truth, two)["f1"], metrics.accuracy(truth, one),
-        float((one == two).double().mean()), float((before - after).abs().max()), len(truth),
+        float((one == two).double().mean()), largest, len(truth),
     )  # fmt: skip
 
 

@@ -2,22 +2,32 @@
 
 What cannot be used is refused with the file, the row and the remedy, so that a mistake is found in the file
 and not in a traceback of the training.
+
+Labels are classes or scores. Whole numbers and names are classes. Numbers of which at least ``FRACTIONS`` of the train
+split have a fraction are scores, and so are those of a Parquet file whose own description, as Hugging Face `datasets`
+writes it, says that the column holds floating-point numbers. Anything between is refused: a fraction among names, a stray
+one among whole numbers.
 """
 
 import csv
 import io
 import json
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets as hf
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tinylib.errors import UserError
 
-# GLUE names its sentences differently in each task. Its regression task (stsb) has no classes and is refused.
+MOST_ROWS = 50  # a byte of a Parquet file: no texts that differ are packed so tightly, and a false count would fill the memory
+FRACTIONS = 0.1  # from this share of labels with a fraction on, numbers are scores and not classes
+LARGEST_SCORE = 1e6  # in size: the squares that training sums up must stay far from the end of float32
+
+# GLUE names its sentences differently in each task.
 GLUE_COLUMNS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),
@@ -27,6 +37,7 @@ GLUE_COLUMNS = {
     "qqp": ("question1", "question2"),
     "qnli": ("question", "sentence"),
     "mnli": ("premise", "hypothesis"),
+    "stsb": ("sentence1", "sentence2"),
 }
 
 
@@ -35,7 +46,8 @@ class Rows:
     """Hold the rows of one file as they were read, with what an error message needs to point at one of them.
 
     `numbers` counts as an editor does (lines, from 1) or as a table does (rows, from 1), as `unit` says.
-    `names` are the class names where the file carries them (Parquet written by Hugging Face `datasets`).
+    `names` are the class names where the file carries them (Parquet written by Hugging Face `datasets`), and `scores`
+    tells whether it says that its labels are scores.
     """
 
     source: str
@@ -45,6 +57,7 @@ class Rows:
     labels: list
     unit: str = "line"
     names: tuple | None = None
+    scores: bool = False
 
     def at(self, index: int) -> str:
         return f"{self.source}, {self.unit} {self.numbers[index]}"
@@ -66,11 +79,36 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+@dataclass(frozen=True)
+class Table:
+    """Hold the columns of one file by name, the number of each row, and what the file itself says its label is."""
+
+    numbers: list
+    columns: dict
+    unit: str = "line"
+    feature: object = None
+
+
 def read(path: Path) -> Rows:
     """Read one CSV, TSV, JSONL or Parquet file, with the row numbers that an error message will need."""
-    reader = READERS.get(path.suffix.lower())
+    table = _table(path, READERS, "give a .csv, .tsv, .jsonl or .parquet file")
+    return from_columns(str(path), table.numbers, table.columns, table.unit, table.feature)
+
+
+def read_texts(path: Path) -> Rows:
+    """Read texts (and pairs) without labels: a .txt file of one text a line, or a table, whose label is not looked at.
+
+    The rows are checked (``checked_texts``), empty lines of a .txt file are left out, and each label is None.
+    """
+    readers = READERS | {".txt": _read_txt}
+    table = _table(path, readers, "give a .txt file of one text a line, or a .csv, .tsv, .jsonl or .parquet file")
+    return checked_texts(from_columns(str(path), table.numbers, table.columns, table.unit, labelled=False))
+
+
+def _table(path: Path, readers: dict, known: str) -> Table:
+    reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path} is of an unknown format: give a .csv, .tsv, .jsonl or .parquet file")
+        raise UserError(f"{path} is of an unknown format: {known}")
     try:
         return reader(path)
     except OSError as error:
@@ -87,7 +125,13 @@ def _decoded(path: Path) -> str:
         raise UserError(f"{path}, line {line} is not UTF-8 text: save the file in UTF-8") from None
 
 
-def _read_csv(path: Path) -> Rows:
+def _read_txt(path: Path) -> Table:
+    lines = [line.removesuffix("\r") for line in _decoded(path).split("\n")]
+    told = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return Table([number for number, _ in told], {"text": [line for _, line in told]})
+
+
+def _read_csv(path: Path) -> Table:
     text = _decoded(path)
     if path.suffix.lower() == ".csv":
         records = _csv_records(path, text, ",", csv.QUOTE_MINIMAL)
@@ -96,8 +140,8 @@ def _read_csv(path: Path) -> Rows:
     if not records:
         raise UserError(f"{path} is empty: its first line must name the columns text and label")
     header = [field.strip() for field in records[0][1]]
-    columns = {name: [fields[i] for _, fields in records[1:]] for i, name in enumerate(header)}
-    return from_columns(str(path), [line for line, _ in records[1:]], columns)
+    pairs = [(name, [fields[i] for _, fields in records[1:]]) for i, name in enumerate(header)]
+    return Table([line for line, _ in records[1:]], _by_name(path, pairs))
 
 
 def _tsv_records(path: Path, text: str) -> list[tuple[int, list]]:
@@ -141,7 +185,7 @@ def _csv_records(path: Path, text: str, delimiter: str, quoting: int) -> list[tu
         line = reader.line_num + 1  # a quoted field may span lines: the next record starts after its last one
 
 
-def _read_jsonl(path: Path) -> Rows:
+def _read_jsonl(path: Path) -> Table:
     numbers, records = [], []
     for number, line in enumerate(_decoded(path).split("\n"), start=1):
         if not line.strip():
@@ -156,26 +200,46 @@ def _read_jsonl(path: Path) -> Rows:
         records.append(record)
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
-    return from_columns(str(path), numbers, columns)
+    return Table(numbers, columns)
 
 
-def _read_parquet(path: Path) -> Rows:
+def _read_parquet(path: Path) -> Table:
     try:
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows > MOST_ROWS * path.stat().st_size:
+            raise ValueError(f"it claims {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
+        table = file.read()
         features = hf.Features.from_arrow_schema(table.schema)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}): write it again") from None
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return from_columns(str(path), list(range(1, table.num_rows + 1)), columns, "row", features.get("label"))
+        pairs = [(name, column.to_pylist()) for name, column in zip(table.column_names, table.columns, strict=True)]
+    except Exception as error:  # pyarrow's kinds, and any that a made-up description or a date beyond the calendar brings up
+        raise UserError(f"{path} is not a readable Parquet file ({error or type(error).__name__}): write it again") from None
+    # what is written without Hugging Face's description has types that a stray fraction or a gap decided
+    feature = features.get("label") if b"huggingface" in (table.schema.metadata or {}) else None
+    return Table(list(range(1, table.num_rows + 1)), _by_name(path, pairs), "row", feature)
+
+
+def _by_name(path: Path, pairs: list[tuple[str, list]]) -> dict[str, list]:
+    """Return columns by name; of two that are called alike nobody knows which one is meant."""
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        twice = Counter(name for name, _ in pairs)
+        known = {"text", "text_pair", "label", *(name for names in GLUE_COLUMNS.values() for name in names)}
+        for name in known & columns.keys():
+            if twice[name] > 1:
+                raise UserError(f"{path} has {twice[name]} columns called {name}: rename all but one")
+    return columns
 
 
 READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def from_columns(
-    source: str, numbers: list, columns: dict, unit: str = "line", feature: object = None
+    source: str, numbers: list, columns: dict, unit: str = "line", feature: object = None, labelled: bool = True
 ) -> Rows:
-    """Find text, text_pair and label among the columns; GLUE's names of them are known."""
+    """Find text, text_pair and, if ``labelled``, label among the columns; GLUE's names of them are known.
+
+    ``feature``: what Hugging Face `datasets` says of the label, if it does: class names, or a type of number.
+    """
     found = list(columns)
     for names in sorted(
         GLUE_COLUMNS.values(), key=len, reverse=True
@@ -183,35 +247,90 @@ def from_columns(
         if "text" not in columns and all(name in columns for name in names):
             renamed = zip(("text", "text_pair"), names, strict=False)
             columns = {**columns, **{new: columns[old] for new, old in renamed}}
-    missing = [name for name in ("text", "label") if name not in columns]
+    missing = [name for name in ("text", "label")[: 1 + labelled] if name not in columns]
     if missing:
         shown = ", ".join(repr(name) for name in found[:8]) or "none"
         unsplit = len(found) == 1 and re.search("[;\t|]", found[0])
         hint = "separate the columns by commas" if unsplit else "rename or add it"
         raise UserError(f"{source} has no column {' and no column '.join(missing)}, only {shown}: {hint}")
     names = tuple(feature.names) if isinstance(feature, hf.ClassLabel) else None
-    return Rows(source, numbers, columns["text"], columns.get("text_pair"), columns["label"], unit, names)
+    if names is not None and not all(isinstance(name, str) and name.strip() and _whole(name) for name in names):
+        raise UserError(f"{source} names its classes {names!r}, which are not all texts: write the file again")
+    scores = isinstance(feature, hf.Value) and feature.dtype.startswith("float")
+    labels = columns["label"] if labelled else [None] * len(numbers)
+    return Rows(source, numbers, columns["text"], columns.get("text_pair"), labels, unit, names, scores)
 
 
-def checked(rows: Rows) -> Rows:
-    """Refuse empty or non-text cells and missing or fractional labels; return the rows with plain labels."""
+def checked_texts(rows: Rows) -> Rows:
+    """Refuse empty or non-text cells, and a file without rows."""
     if not rows.numbers:
-        raise UserError(f"{rows.source} has no rows: add at least a few for each label")
+        raise UserError(f"{rows.source} has no rows: add some, of labelled ones at least a few for each label")
     for name, column in (("text", rows.texts), ("text_pair", rows.pairs or [])):
         for i, value in enumerate(column):
             if value is None or value == "" or isinstance(value, str) and not value.strip():
                 raise UserError(f"{rows.at(i)}: {name} is empty: fill it in or delete the row")
             if not isinstance(value, str):
                 raise UserError(f"{rows.at(i)}: {name} is {value!r}, not a text: put it in quotation marks")
-            if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            if not _whole(value):
                 raise UserError(f"{rows.at(i)}: {name} holds half a character (\\ud800…): delete it")
+    return rows
+
+
+def _whole(text: str) -> bool:
+    """Tell whether a text holds no half of a surrogate pair, which no file could be written with."""
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
+
+
+def checked(rows: Rows) -> Rows:
+    """Refuse empty or non-text cells, missing labels, and fractions among names; return the rows with plain labels.
+
+    Those are all names, or all numbers: whole ones as int, others as float. Whether these are classes or scores is for
+    ``settled`` to say, which sees all splits.
+    """
+    checked_texts(rows)
     labels = [_plain_label(label, rows.at(i)) for i, label in enumerate(rows.labels)]
-    mixed = any(isinstance(label, str) for label in labels)
-    return replace(rows, labels=[str(label) for label in labels] if mixed else labels)
+    named = next((i for i, label in enumerate(labels) if isinstance(label, str)), None)
+    if named is None:
+        return replace(rows, labels=labels)
+    for i, label in enumerate(labels):
+        if isinstance(label, float):
+            why = f"label {rows.labels[i]} is a fraction, no class, and {rows.unit} {rows.numbers[named]} has {labels[named]!r}"
+            raise UserError(f"{rows.at(i)}: {why}: use whole numbers or names for classes, numbers alone for scores")
+    return replace(rows, labels=[str(label) for label in labels])
 
 
-def _plain_label(label: object, where: str) -> str | int:
-    """Return a label as whole number or name; the texts "1" and "1.0" of a CSV file are the number 1."""
+def settled(parts: dict[str, Rows]) -> dict[str, Rows]:
+    """Decide whether checked labels are classes or scores, by the train split (or the only one); scores become floats.
+
+    The rule stands at the top of this module. Raises UserError for a stray fraction among classes, and for what is no
+    score among scores.
+    """
+    train = parts.get("train") or next(iter(parts.values()))
+    fractions = sum(isinstance(label, float) for label in train.labels)
+    # two at the least: a single one is a slip, however few rows there are
+    if not (train.scores or fractions >= max(2, FRACTIONS * len(train.labels))):
+        for rows in parts.values():
+            stray = next((i for i, label in enumerate(rows.labels) if isinstance(label, float)), None)
+            if stray is not None:
+                raise UserError(f"{rows.at(stray)}: label {rows.labels[stray]} {_stray(rows)}")
+        return parts
+    for rows in parts.values():
+        for i, label in enumerate(rows.labels):
+            if isinstance(label, str):
+                raise UserError(f"{rows.at(i)}: label {label} is no number, but {train.source} has scores: correct it")
+            if abs(label) > LARGEST_SCORE:
+                raise UserError(f"{rows.at(i)}: label {label} is larger than {LARGEST_SCORE:,.0f}: rescale the scores")
+    return {name: replace(rows, labels=[float(label) for label in rows.labels], names=None) for name, rows in parts.items()}
+
+
+def _stray(rows: Rows) -> str:
+    count = sum(isinstance(label, float) for label in rows.labels)
+    remedy = f"use whole numbers or names for classes; scores need fractions in {FRACTIONS:.0%} of the rows of train or more"
+    return f"is a fraction, no class ({count} of {len(rows.labels)} labels): {remedy} (dividing all by 10 gives them)"
+
+
+def _plain_label(label: object, where: str) -> str | int | float:
+    """Return a label as number or name; the texts "1" and "1.0" of a CSV file are the whole number 1."""
     if isinstance(label, str):
         label = label.strip()
     if label is None or str(label).lower() in ("", "nan", "<na>"):
@@ -221,8 +340,10 @@ def _plain_label(label: object, where: str) -> str | int:
     number = re.fullmatch(r"([+-]?\d{1,18})(\.\d+)?", str(label))
     if number and not (number[2] or ".").strip(".0"):
         return int(number[1])
-    if number or isinstance(label, float):
-        raise UserError(f"{where}: label {label} is a fraction, no class: use whole numbers or names")
+    if number or isinstance(label, float) or re.fullmatch(r"[+-]?\d*\.?\d+[eE]-\d+|[+-]?\.\d+", str(label)):
+        if not math.isfinite(float(label)):
+            raise UserError(f"{where}: label {label} is no finite number: correct it or delete the row")
+        return float(label)
     if not isinstance(label, str) or re.search("[\ud800-\udfff]", label):
         raise UserError(f"{where}: label is {label!r}: use a whole number or a name")
     return label

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinylib.bert import Bert, BertConfig
+from tinylib.bert import BertConfig
+from tinylib.encoders import Teacher
 from tinylib.errors import UserError
 
 PIECE = 1 << 20  # bytes read at a time
@@ -59,8 +60,8 @@ def flops(config: BertConfig, length: int, batch: int = 1) -> int:
     attention = 2 * T * T * inner  # q·kᵀ and weights·v
     ffn = 2 * T * C * F
     multiply_adds = config.num_hidden_layers * (projections + attention + ffn)
-    if config.head == "classification":
-        multiply_adds += C * C + C * len(config.labels)  # pooler and classifier see [CLS] only
+    if config.outputs:
+        multiply_adds += C * C + C * config.outputs  # pooler and classifier see [CLS] only
     if config.head == "masked_lm":
         multiply_adds += T * C * C + T * C * config.vocab_size
     return 2 * multiply_adds * batch
@@ -227,7 +228,7 @@ class Measured:
 
 
 @torch.inference_mode()
-def summary(model: Bert, length: int = 32, batch: int = 1, repeats: int = 30, warmup: int = 5) -> Measured:
+def summary(model: Teacher, length: int = 32, batch: int = 1, repeats: int = 30, warmup: int = 5) -> Measured:
     """Measure a model on random token ids (batch, length), in evaluation mode, on the model's device."""
     training, device = model.training, next(model.parameters()).device
     count = flops(model.config, length, batch)

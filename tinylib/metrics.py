@@ -1,7 +1,7 @@
-"""How good a classifier is, how sure that is, and whether another one is really better.
+"""How good a classifier or a regression is, how sure that is, and whether another one is really better.
 
-scikit-learn and SciPy underneath. Labels and predictions are class numbers 0, 1, 2, …, as tensors (on any
-device), arrays or lists, one a text.
+scikit-learn and SciPy underneath. Labels and predictions are class numbers 0, 1, 2, …, of a regression scores, as tensors
+(on any device), arrays or lists, one a text.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +43,36 @@ def positive_f1(labels: Numbers, predictions: Numbers) -> float:
     """Return the F1 of class 1 alone, the metric of MRPC and QQP in GLUE; 0 where it is never predicted."""
     labels, predictions = _aligned(labels=labels, predictions=predictions)
     return float(sk.f1_score(labels == 1, predictions == 1, zero_division=0))
+
+
+def pearson(labels: Numbers, predictions: Numbers) -> float:
+    """Return Pearson's correlation of scores in [-1, 1]: how straight the line is; 0 where one side is constant.
+
+    Of STS-B it is GLUE's first metric.
+    """
+    labels, predictions = _scores(labels=labels, predictions=predictions)
+    one, two = labels - labels.mean(), predictions - predictions.mean()
+    size = np.linalg.norm(one) * np.linalg.norm(two)
+    # a constant less its rounded mean need not be 0
+    flat = any(np.ptp(values) == 0 for values in (labels, predictions))
+    return 0.0 if flat or size == 0 else float(np.clip(one @ two / size, -1.0, 1.0))
+
+
+def spearman(labels: Numbers, predictions: Numbers) -> float:
+    """Return Spearman's rank correlation of scores in [-1, 1]: Pearson's of the ranks; STS-B's second metric."""
+    from scipy.stats import rankdata  # SciPy's statistics take half a second to import
+
+    labels, predictions = _scores(labels=labels, predictions=predictions)
+    return pearson(rankdata(labels), rankdata(predictions))
+
+
+def rmse(labels: Numbers, predictions: Numbers) -> float:
+    """Return the root of the mean squared error of scores, in their own unit."""
+    labels, predictions = _scores(labels=labels, predictions=predictions)
+    return float(np.sqrt(np.square(labels - predictions).mean()))
+
+
+SCORE_METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse}
 
 
 # GLUE's metric of each task that has classes (Wang et al. 2019, table 1); the others are measured by accuracy.
@@ -87,7 +117,8 @@ def bootstrap_interval(
     another test set of this size, not with another training run. ``metric`` must return one number.
     Source: Efron & Tibshirani 1993, section 13.3.
     """
-    labels, predictions = _aligned(labels=labels, predictions=predictions)
+    align = _scores if metric in SCORE_METRICS.values() else _aligned
+    labels, predictions = align(labels=labels, predictions=predictions)
     if not 0 < level < 1:
         raise UserError(f"level={level} must lie between 0 and 1; the usual one is 0.95")
     if resamples < 1:
@@ -134,8 +165,8 @@ def _array(name: str, values: Numbers) -> np.ndarray:
     return array
 
 
-def _aligned(**columns: Numbers) -> list[np.ndarray]:
-    """Return whole-number arrays of one length; refuse anything else with its name."""
+def _of_one_length(columns: dict[str, Numbers]) -> dict[str, np.ndarray]:
+    """Return arrays of one length; refuse others with their name."""
     arrays = {name: _array(name, values) for name, values in columns.items()}
     first = next(iter(arrays))
     for name, array in arrays.items():
@@ -143,6 +174,23 @@ def _aligned(**columns: Numbers) -> list[np.ndarray]:
             raise UserError(
                 f"{len(arrays[first])} {first} but {len(array)} {name}; pass one of each a text, in the same order"
             )
+    return arrays
+
+
+def _scores(**columns: Numbers) -> list[np.ndarray]:
+    """Return arrays of finite numbers, all of one length; refuse anything else with its name."""
+    arrays = _of_one_length(columns)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iubf" or not np.isfinite(array).all():
+            odd = array[0] if array.dtype.kind not in "iubf" else array[~np.isfinite(array)][0]
+            raise UserError(f"{name} must be finite numbers, but hold {odd!s} ({array.dtype}); a score a text is needed")
+    return [array.astype(np.float64) for array in arrays.values()]
+
+
+def _aligned(**columns: Numbers) -> list[np.ndarray]:
+    """Return whole-number arrays of one length; refuse anything else with its name."""
+    arrays = _of_one_length(columns)
+    for name, array in arrays.items():
         if array.dtype.kind not in "iub" or (array.dtype.kind == "i" and array.min() < 0):
             found = array.min() if array.dtype.kind == "i" else array[0]
             raise UserError(

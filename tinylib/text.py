@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from tinylib import models
+from tinylib.bert import read_config
+from tinylib.config import BertConfig
 from tinylib.errors import UserError
 from tinylib.stored import first_line
 
@@ -28,6 +30,10 @@ def load_tokenizer(source: str | Path):
     # Without these files transformers would make a tokenizer of five tokens, which finds [UNK] everywhere.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise UserError(f"{folder} has no tokenizer; copy the model's tokenizer.json into it")
+    if (folder / "config.json").exists():  # transformers reads it too, and what is wrong there is not the tokenizer's fault
+        told = read_config(folder)
+        if told.get("model_type", "bert") == "bert":
+            BertConfig.from_dict(told, where=str(folder / "config.json"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # an empty vocabulary, or none for what it does not know, is noticed only here
