@@ -554,7 +554,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, 
             after_epoch=lambda model, epoch: {"mean": float(model.embeddings.word.weight.detach().mean())},
         )  # fmt: skip
 
-    module, loss = {"prediction": (distill, "soft_target_loss"), "intermediate": (layers, "intermediate_losses")}[step]
+    module, loss = {"prediction": (distill, "prediction_loss"), "intermediate": (layers, "intermediate_losses")}[step]
     original, calls = getattr(module, loss), []
 
     def fails(*args):
