@@ -35,7 +35,7 @@ from tinylib.bert import Bert, BertConfig, read_config
 from tinylib.errors import UserError, UserNote
 from tinylib.layers import student_config
 from tinylib.student import automatic_start
-from tinylib.text import same_vocabulary
+from tinylib.text import load_tokenizer, same_vocabulary
 
 
 def teach(args) -> int:
@@ -69,6 +69,7 @@ def general(args) -> int:
     if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
         train.set_precision(args.precision)
     teacher = _load(args.teacher).to(course.device())
+    _check_tokens(args.teacher, teacher, max(load_tokenizer(args.teacher).get_vocab().values()))  # not the corpus: it may be huge
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
@@ -260,13 +261,18 @@ def _load(source, prepared=None):
     if prepared:
         # the padding token too: a batch holds it even if no text does
         highest = max(max(split.pad_id, *(int(ids.max()) for ids in split.ids)) for split in prepared.encoded.values())
-        if highest >= model.config.vocab_size:
-            why = f"the tokenizer gives token {highest}, but the model has {model.config.vocab_size}"
-            raise UserError(f"{source}: {why}; the two are not of one model, copy both again")
+        _check_tokens(source, model, highest)
         longest, positions = max(map(_longest, prepared.encoded.values())), model.config.max_position_embeddings
         if longest > positions:
             raise UserError(f"{source} takes {positions} tokens, but a text has {longest}; give --max-length {positions} or less")
     return model
+
+
+def _check_tokens(source, model, highest: int) -> None:
+    """Refuse a tokenizer that gives numbers beyond the model's word table."""
+    if highest >= model.config.vocab_size:
+        why = f"the tokenizer gives token {highest}, but the model has {model.config.vocab_size}"
+        raise UserError(f"{source}: {why}; the two are not of one model, copy both again")
 
 
 def _longest(encoded) -> int:
