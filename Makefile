@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast mutants distill notebooks results ablations stage1 structured bench colab pins clean
+.PHONY: help setup lab test test-fast fuzz mutants audit distill notebooks results ablations stage1 structured bench colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -56,8 +56,14 @@ test-fast: setup ## run pytest without the slow tests and without the lessons
 	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
 		-m "not slow and not network and not browser and not alone" $(PYTEST_ARGS)
 
+fuzz: setup ## readers, loaders and the command line against files and words made to break them (ten minutes; MINUTES=1 for one)
+	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 TINYLIB_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest -q -p no:xdist tests/test_fuzz.py
+
 mutants: setup ## the exercise checks against learners' mistakes: a table of wrong answers refused, right ones accepted
 	cd tests && ../$(BIN)/python -m mutants
+
+audit: setup ## known vulnerabilities of the pinned packages (needs internet; exit code 3: the service did not answer)
+	@$(BIN)/python notebooks/tools/audit.py
 
 distill: setup ## run the whole job headless: teach, distil, prune, evaluate; prints the table
 	$(BIN)/python -m tinylib.job --out runs/movie_reviews

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tinylib import cards, models
 from tinylib import corpus as corpora
-from tinylib import models
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
@@ -152,7 +152,7 @@ def card_text(card: dict) -> str:
         lines.append(f"| {row['step']} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
     s = card["settings"]
     rows = "\n".join(lines)
-    return f"""# A general student: {s["student"]}, distilled from {card["made_from"]}
+    return f"""# A general student: {s["student"]}, distilled from {cards.plain(card["made_from"])}
 
 An encoder without a task, the result of TinyBERT's stage 1 (general distillation: embedding, hidden and attention losses, no
 prediction loss). Put a head on it and go on with stage 2: `tinylib distill --general FOLDER …`. Weights in float16, the
@@ -160,11 +160,11 @@ projections to the teacher's width in {PROJECTIONS}, everything said here as num
 
 Made by
 
-    {card["command"]}
+    {cards.one_line(card["command"], 2000)}
 
 on {card["machine"]}, in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]}
 sequences of at most {s["max_length"]} tokens, seed {s["seed"]}, out of a corpus of {card["corpus_tokens"]:,} tokens
-({", ".join(card["corpus"])}). It starts from the teacher (`start={s["start"]}`).
+({", ".join(map(cards.plain, card["corpus"]))}). It starts from the teacher (`start={s["start"]}`).
 
 Losses on held-out text by layer, every λ = 1:
 

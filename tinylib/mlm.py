@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tinylib import cards, models
 from tinylib import corpus as corpora
-from tinylib import models
 from tinylib.bert import Bert
 from tinylib.corpus import Corpus
 from tinylib.errors import UserError
@@ -151,10 +151,11 @@ def card_text(card: dict) -> str:
         f"| {row['step']} | {row['top 1']:.1%} | {row['top 10']:.1%} | {row['loss']:.2f} |" for row in card["validation"]
     )
     s = card["settings"]
-    return f"""# A masked-LM head for {card["base"]}
+    base = cards.plain(card["base"])
+    return f"""# A masked-LM head for {base}
 
-{card["base"]} was published without a masked-LM head. {DELTA} holds one, and the Transformer layers that were trained with it,
-in float16; the embeddings, the word table among them, are {card["base"]}'s own. `tinylib.mlm.shipped("{card["base"]}")` puts
+{base} was published without a masked-LM head. {DELTA} holds one, and the Transformer layers that were trained with it,
+in float16; the embeddings, the word table among them, are {base}'s own. `tinylib.mlm.shipped("{base}")` puts
 the two together; data augmentation fills blanks with it. Everything said here stands as numbers in {CARD}.
 
 Made by
@@ -163,7 +164,7 @@ Made by
 
 in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]} sequences, learning rate {s["lr"]:g},
 {s["share"]:.0%} of the tokens chosen (Devlin et al. 2019, section 3.1), dropout {s["dropout"]:g}, out of the corpus
-({", ".join(card["corpus"])}).
+({", ".join(map(cards.plain, card["corpus"]))}).
 
 On held-out text, every chosen token covered by [MASK]:
 

