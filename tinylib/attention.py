@@ -45,8 +45,9 @@ def attention_weights(
     if mask is None:
         return scores.softmax(dim=-1)
     weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
-    # softmax over nothing but -inf is 0/0
-    return weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    some = mask.any(dim=-1, keepdim=True)  # softmax over nothing but -inf is 0/0
+    # asked on the small mask, since filling is one more pass over the large weights
+    return weights if bool(some.all()) else weights.masked_fill(~some, 0.0)
 
 
 def _check_mask(mask: Tensor | None) -> None:
