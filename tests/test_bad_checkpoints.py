@@ -19,8 +19,10 @@ from tinylib import corpus as corpora
 from tinylib import datasets as data_sets
 from tinylib.augment import WordVectors
 from tinylib.bert import Bert
+from tinylib.checkpoint import Checkpoint
 from tinylib.config import BertConfig
 from tinylib.errors import LONGEST, UserError, UserNote, plain
+from tinylib.history import History
 
 TABLE = "bert.embeddings.word_embeddings.weight"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -370,6 +372,24 @@ def test_the_home_of_nobody_is_a_sentence(place, capsys, option):
     typed = EVALUATE.format(m=place / "model", p=place).split()
     typed[typed.index(option) + 1] = "~nobody-of-that-name/x"
     assert "~nobody-of-that-name/x" in refused(typed, capsys)
+
+
+@pytest.mark.parametrize("step", [-1, 2**31, "7", True, None])
+def test_a_run_s_checkpoint_with_a_step_that_cannot_be_is_refused(tmp_path, step):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    kept = Checkpoint(tmp_path / "run.safetensors", model, optimizer, schedule, History())
+    kept.save(7)
+    assert kept.load() == 7
+    content = kept.path.read_bytes()
+    told = mutate.header_of(content)
+    told["__metadata__"]["run"] = json.dumps(json.loads(told["__metadata__"]["run"]) | {"step": step})
+    kept.path.write_bytes(mutate.with_header(content, json.dumps(told).encode()))
+    assert "run.safetensors is damaged or of another model (its content is not what was written)" in refusal(kept.load)
+    del told["__metadata__"]["sha256_run"]  # as a file has it that is older than this sum
+    kept.path.write_bytes(mutate.with_header(content, json.dumps(told).encode()))
+    assert "(it has no step)" in refusal(kept.load)
 
 
 def test_a_head_larger_than_its_model_is_refused(tmp_path):

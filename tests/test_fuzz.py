@@ -27,8 +27,10 @@ from tinylib import corpus as corpora
 from tinylib import datasets as data_sets
 from tinylib.augment import WordVectors
 from tinylib.bert import TOKENIZER_FILES, Bert
+from tinylib.checkpoint import Checkpoint
 from tinylib.config import BertConfig
 from tinylib.errors import UserError
+from tinylib.history import History
 from tinylib.layers import Projections
 
 MINUTES = float(os.environ.get("TINYLIB_FUZZ_MINUTES", "0"))
@@ -483,13 +485,50 @@ def fuzz_encoder(folder):
     return st.tuples(st.sampled_from(sorted(made)), checkpoint_edits), act
 
 
+@fuzzer(80)
+def fuzz_run_checkpoint(folder):
+    def run(path):
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        return model, Checkpoint(path, model, optimizer, schedule, History())
+
+    model, kept = run(folder / "run.safetensors")
+    model(torch.ones(1, 3)).sum().backward()
+    kept.optimizer.step()
+    kept.save(7)
+    valid = kept.path.read_bytes()
+    said = json.loads(mutate.header_of(valid)["__metadata__"]["run"])
+
+    def act(example):
+        header, edits, inner = example
+        content = mutate.with_edits(valid, header) if header else valid
+        if inner and not header:
+            told = mutate.header_of(valid)
+            told["__metadata__"]["run"] = mutate.dumped(mutate.grown(said, inner)).decode()
+            content = mutate.with_header(valid, json.dumps(told).encode())
+        path = folder / "spoilt.safetensors"
+        path.write_bytes(mutate.edited(content, edits) if edits else content)
+        model, checkpoint = run(path)
+        state = torch.get_rng_state()
+        try:
+            assert 0 <= checkpoint.load() < 10**6
+            assert all(torch.isfinite(p).all() for p in model.parameters())
+        except UserError as error:
+            one_sentence(error, path.name)
+        finally:
+            torch.set_rng_state(state)
+
+    return st.tuples(st.none() | mutate.tree_edits, st.none() | mutate.byte_edits, st.none() | mutate.tree_edits), act
+
+
 # The command line
 
 OPTIONS = (
     "--base", "--data", "--out", "--epochs", "--lr", "--batch-size", "--max-length", "--seed", "--resume", "--teacher", "--student",
     "--corpus", "--start", "--layer-map", "--steps", "--measure-every", "--checkpoint-every", "--precision", "--general",
     "--augment", "--sparsity", "--epochs-intermediate", "--epochs-prediction", "--temperature", "--model", "--method", "--split",
-    "--json", "--format", "--help", "--version", "--", "-h", "-x",
+    "--json", "--format", "--unlabelled", "--allow-weak-teacher", "--tensorboard", "--help", "--version", "--", "-h", "-x",
 )  # fmt: skip
 COMMANDS = ("teach", "general", "distill", "prune", "evaluate", "export")
 ODD_WORDS = (

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tinylib import processes, sharing
 from tinylib.errors import UserError, UserNote
 from tinylib.history import History
+from tinylib.stored import first_line
 
 KEEP = 2  # checkpoints of a run: the newest, and those before it
 
@@ -66,7 +67,9 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            save_file(tensors, aside, metadata={"run": json.dumps(said), "sha256": _digest(tensors)})
+            run = json.dumps(said)
+            sums = {"sha256": _digest(tensors), "sha256_run": hashlib.sha256(run.encode()).hexdigest()}
+            save_file(tensors, aside, metadata={"run": run} | sums)
             _sync(aside)
             self._age(finished)
             os.replace(aside, self.path)
@@ -122,7 +125,7 @@ class Checkpoint:
                 own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
                 _check_fit(own, self.model.state_dict())
             except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-                trouble = trouble or (path, str(error).splitlines()[0])
+                trouble = trouble or (path, first_line(error))
                 continue
             if trouble:
                 what = f"the checkpoint {trouble[0]} is damaged ({trouble[1]})"
@@ -166,10 +169,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         told = file.metadata() or {}
-    said = json.loads(told["run"])
-    if told["sha256"] != _digest(tensors):
+    said, run = json.loads(told["run"]), hashlib.sha256(told["run"].encode()).hexdigest()
+    if told["sha256"] != _digest(tensors) or told.get("sha256_run", run) != run:
         raise ValueError("its content is not what was written")
-    if type(said["step"]) is not int or not isinstance(tensors["random"], Tensor):
+    if type(said["step"]) is not int or not 0 <= said["step"] < 2**31 or not isinstance(tensors["random"], Tensor):
         raise ValueError("it has no step")
     return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")}
 
