@@ -42,7 +42,7 @@ def course_copy(tmp_path_factory) -> Path:
     """Copy what the package is built from, as a download of the course holds it; do not write into it."""
     copy = tmp_path_factory.mktemp("download") / "course-v1"
     copy.mkdir()
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "tinylib", copy / "tinylib", ignore=shutil.ignore_patterns("__pycache__"))
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from colab import setup_cell
 from conftest import ROOT
+from safetensors.torch import save_file
 
 from tinylib import cli, datasets, doctor, models
 from tinylib.doctor import FINE, TROUBLE, WARNING
@@ -170,6 +172,28 @@ def test_jupyterlab_s_packages_are_asked_for_and_the_tests_are_not(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: needs)
     marks = [line.mark for line in lines(doctor.packages)]
     assert marks == [FINE, WARNING]
+
+
+def test_packages_newer_than_tested_are_told(monkeypatch, tmp_path):
+    (tmp_path / "requirements.txt").write_text(
+        "# tested\nnumpy==1.0\nscipy==99999.1\nhuggingface-hub==0.1 ; python_version > '3'\ntorch==1.0 ; python_version < '3'\n"
+    )
+    monkeypatch.setattr(doctor, "_pins", lambda: tmp_path / "requirements.txt")
+    line = lines(doctor.packages)[-1]
+    here = importlib.metadata.version
+    assert line.mark == WARNING
+    assert line.text.startswith("newer than tested: ")
+    assert f"numpy {here('numpy')} (tested up to 1.0)" in line.text
+    assert f"huggingface-hub {here('huggingface-hub')} (tested up to 0.1)" in line.text
+    assert "scipy" not in line.text, "older than the pin is inside the tested range"
+    assert "torch" not in line.text, "that pin is for another Python"
+    (tmp_path / "requirements.txt").unlink()
+    assert FINE == lines(doctor.packages)[-1].mark, "without the file nothing is known"
+
+
+def test_this_environment_is_within_the_tested_range():
+    assert doctor._pins() == ROOT / "requirements.txt"
+    assert [line.mark for line in lines(doctor.packages)] == [FINE, FINE]
 
 
 def test_a_course_that_is_not_installed_is_found(monkeypatch):
@@ -333,6 +357,24 @@ def test_half_made_results_are_found_and_those_being_made_are_left_alone(cache):
         assert "another process is making something" in lines(doctor.results)[0].text
 
 
+def test_results_that_are_not_whole_are_found(cache):
+    def make(folder):
+        save_file({"a": torch.ones(1000)}, folder / "model.safetensors")
+
+    whole, cut, bare, other = (models.product("teacher", {"seed": seed}, make) for seed in range(4))
+    assert only(doctor.results).mark == FINE
+    os.truncate(cut / "model.safetensors", 1000)
+    (bare / "recipe.json").unlink()
+    shutil.copy(whole / "recipe.json", other)
+    trouble, count = lines(doctor.results)
+    assert trouble.mark == TROUBLE
+    assert trouble.text.startswith("3 results of lessons in the cache are not whole (")
+    assert all(str(path) in trouble.text for path in (cut / "model.safetensors", bare, other))
+    assert str(whole) not in trouble.text.replace(str(other), "")
+    assert trouble.text.endswith("delete them, and the lessons make them again")
+    assert count.text.startswith("results of lessons in the cache: 3")
+
+
 # Internet
 
 
@@ -451,3 +493,29 @@ def test_a_machine_without_a_browser_is_told_what_to_do(monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(webbrowser, "get", lambda: object())
     assert only(doctor.browser).mark == FINE
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"), [("/usr/bin/firefox", FINE), ("chromium", FINE), ("lynx", WARNING), ("/usr/bin/w3m", WARNING)]
+)
+def test_a_browser_that_shows_text_only_is_told_from_one_that_runs_jupyterlab(monkeypatch, name, mark):
+    monkeypatch.setattr(webbrowser, "get", lambda: SimpleNamespace(name=name))
+    line = only(doctor.browser)
+    assert line.mark == mark
+    assert Path(name).name in line.text
+    assert ("shows text only: open the URL" in line.text) == (mark == WARNING)
+
+
+def test_the_report_ends_with_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([doctor.Line(FINE, "a")]),))
+    assert doctor.examine() == 0
+    assert capsys.readouterr().out.endswith("The course runs here. Next: make lab\n")
+    monkeypatch.setattr(doctor, "_pins", lambda: Path("/nowhere/requirements.txt"))
+    doctor.examine()
+    assert capsys.readouterr().out.endswith("Next: tinylib --help\n")
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    doctor.examine()
+    assert capsys.readouterr().out.endswith("Next: the cell below.\n")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([doctor.Line(TROUBLE, "a: mend it")]),))
+    assert doctor.examine() == 1
+    assert "1 to mend first, 0 to know about. Do what stands behind the first ✗" in capsys.readouterr().out

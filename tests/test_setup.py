@@ -129,6 +129,7 @@ def test_pip_install_gives_the_package_its_data_and_the_command(course_copy, tmp
     assert "tinylib = tinylib.cli:main" in commands
     assert {f"tinylib/{path.name}" for path in (ROOT / "tinylib").glob("*.py")} <= set(names)
     assert "tinylib/_data/README.md" in names  # the licences ask that credit travels with the data
+    assert "tinylib/_data/requirements.txt" in names  # the tested versions, for tinylib doctor
     for folder in ("movie_reviews", "questions", "inference", "word_vectors", "corpus", "models", "results"):
         files = (path for path in (ROOT / "data" / folder).rglob("*") if path.is_file() and path.suffix != ".lock")
         data = {path.relative_to(ROOT / "data").as_posix() for path in files}

@@ -21,6 +21,7 @@ from tinylib.errors import UserError
 FINE, WARNING, TROUBLE = "✓", "!", "✗"
 ASCII = {FINE: "ok", WARNING: "!", TROUBLE: "x"}  # for a console that cannot show the marks (Windows' cp1252)
 DISK_LOW, DISK_FULL = 2e9, 0.3e9  # bytes; below the second the teacher's weights do not fit
+TEXT_BROWSERS = ("www-browser", "lynx", "links", "elinks", "w3m")
 MEMORY_LOW = 2e9  # bytes; fine-tuning the laptop tier's teacher takes about 1.5 GB
 
 
@@ -39,10 +40,17 @@ def examine() -> int:
             count[line.mark] += 1
             print(_printable(f"{line.mark} {line.text}", line.mark), flush=True)
     if count[TROUBLE]:
-        print(f"{count[TROUBLE]} to mend first, {count[WARNING]} to know about.")
+        begin = f"{count[TROUBLE]} to mend first, {count[WARNING]} to know about."
+        print(_printable(f"{begin} Do what stands behind the first {TROUBLE}, then ask again: tinylib doctor", TROUBLE))
     else:
-        print(f"The course runs here{f'; {count[WARNING]} to know about' * bool(count[WARNING])}.")
+        print(f"The course runs here{f'; {count[WARNING]} to know about' * bool(count[WARNING])}. {_next_step()}")
     return int(count[TROUBLE] > 0)
+
+
+def _next_step() -> str:
+    if "google.colab" in sys.modules:
+        return "Next: the cell below."
+    return "Next: make lab" if (_pins().parent / "Makefile").is_file() else "Next: tinylib --help"
 
 
 def _safely(check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
@@ -86,6 +94,13 @@ def python() -> Iterator[Line]:
         yield Line(WARNING, f"this is not the course's own environment {short(ours)}: {remedy}")
 
 
+def _pins() -> Path:
+    """Return the file of the tested versions: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parent
+    inside = package / "_data" / "requirements.txt"
+    return inside if inside.is_file() else package.parent / "requirements.txt"
+
+
 def packages() -> Iterator[Line]:
     from packaging.requirements import Requirement
 
@@ -104,6 +119,28 @@ def packages() -> Iterator[Line]:
             yield Line(mark, f"{what}: {', '.join(bad.values())}; make setup installs them, or {remedy}")
         else:
             yield Line(FINE, f"{len(requirements)} {what}, each as new as needed")
+    yield from _untested([*needed, *lab])
+
+
+def _untested(requirements: list) -> Iterator[Line]:
+    """Tell which packages are newer than what the course is tested with: the pins of requirements.txt are the range's upper end."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    if not _pins().is_file():
+        return
+    lines = _pins().read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    tested = {p.name: str(p.specifier).removeprefix("==") for p in pins if not p.marker or p.marker.evaluate()}
+    newer = []
+    for name in (r.name.replace("_", "-") for r in requirements):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            here = importlib.metadata.version(name)
+            if name in tested and Version(here).release > Version(tested[name]).release:
+                newer.append(f"{name} {here} (tested up to {tested[name]})")
+    if newer:
+        remedy = "should something fail, make setup installs the tested ones"
+        yield Line(WARNING, f"newer than tested: {', '.join(newer)}; {remedy}")
 
 
 def _unmet(requirement) -> str | None:
@@ -217,8 +254,32 @@ def results() -> Iterator[Line]:
         else:
             why = "left by a process that was killed"
             yield Line(WARNING, f"half a result lies in {short(folder)}, {why}: delete that folder")
+    harmed = sorted({short(place) for folder in cache_folder().glob("products/*/[!.]*") if (place := _harmed(folder))})
+    if harmed:
+        what = f"{len(harmed)} results of lessons in the cache are not whole ({', '.join(harmed[:3])})"
+        yield Line(TROUBLE, f"{what}: delete them, and the lessons make them again")
     sizes = [product.bytes for product in products()]
     yield Line(FINE, f"results of lessons in the cache: {len(sizes)}, {sum(sizes) / 1e6:.0f} MB")
+
+
+def _harmed(folder: Path) -> Path | None:
+    """Return the place of the damage in a result of the cache, or None: no recipe, or another's, or a file that lost its end."""
+    from tinylib.models import product_key
+    from tinylib.stored import read_json, tensor_names
+
+    if not folder.is_dir():
+        return None
+    try:
+        if product_key(read_json(folder / "recipe.json")) != folder.name:
+            return folder
+    except (OSError, UserError):
+        return folder
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            tensor_names(file)  # the header says how long the file must be
+        except UserError:
+            return file
+    return None
 
 
 def _is_being_made(folder: Path) -> bool:
@@ -294,11 +355,18 @@ def jupyter() -> Iterator[Line]:
 def browser() -> Iterator[Line]:
     import webbrowser
 
+    if "google.colab" in sys.modules:
+        return  # whoever reads this has one
     try:
-        webbrowser.get()
-        yield Line(FINE, "a browser is there")
+        name = str(getattr(webbrowser.get(), "name", "") or "a browser")
     except webbrowser.Error:
         yield Line(WARNING, "no browser is found here: open the URL that make lab prints in one of yours")
+        return
+    if Path(name).stem in TEXT_BROWSERS:  # JupyterLab is a program in JavaScript, and so are the lessons' sliders
+        remedy = "open the URL that make lab prints in Chromium, Chrome, Edge, Firefox or Safari"
+        yield Line(WARNING, f"the browser here is {Path(name).stem}, which shows text only: {remedy}")
+    else:
+        yield Line(FINE, f"a browser is there ({Path(name).stem}); the lessons' sliders are tested in Chromium")
 
 
 CHECKS = (python, packages, torch, disk, memory, cache, weights, results, internet, data, jupyter, browser)

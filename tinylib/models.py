@@ -161,7 +161,7 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
     if not re.fullmatch(r"\w[\w.-]*", kind):
         raise UserError(f"kind={kind!r} must be one word of letters, digits, '-' and '.'")
     try:
-        canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        key = product_key(recipe)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the recipe of {kind} is not plain JSON ({error}): use numbers, texts, lists"
@@ -171,8 +171,14 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
         make(folder)
         (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True, indent=1), encoding="utf-8")
 
-    target = cache_folder() / "products" / kind / hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    target = cache_folder() / "products" / kind / key
     return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, round(1.1 * size))
+
+
+def product_key(recipe: dict) -> str:
+    """Return the name of a result's folder: the beginning of its recipe's sha256 (hex)."""
+    canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def products() -> list[Product]:
