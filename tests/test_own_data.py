@@ -259,13 +259,50 @@ def test_teach_learns_scores_and_measures_them_as_scipy_does(place):
     assert report["epochs"][-1]["validation"] > 0.8
 
 
-def test_the_first_guesses_of_a_new_head_lie_around_the_mean(place):
+def test_scores_far_from_zero_and_widely_spread_are_learnt_as_well(place):
     prepared = course.prepare(place / "scores.csv", base=place / "base")
-    far = course.replace(prepared, labels={split: 50 + 10 * labels for split, labels in prepared.labels.items()})
-    model, _ = course.fine_tune(far, place / "base", epochs=1, lr=1e-9)
-    guessed = train.predict(model, far.encoded["train"]).mean().item()
-    assert guessed == pytest.approx(far.labels["train"].mean().item(), abs=1e-3)
-    assert far.labels["train"].dtype == torch.float32
+    assert prepared.labels["train"].dtype == torch.float32
+    far = course.replace(prepared, labels={split: 500 + 100 * labels for split, labels in prepared.labels.items()})
+    for data in (prepared, far):
+        model, history = course.fine_tune(data, place / "base", epochs=4, lr=5e-3, batch_size=16)
+        found = tasks.figures(data.labels["test"], train.predict(model, data.encoded["test"]))
+        assert history.losses["labels"][0] == pytest.approx(1.0, abs=0.6), "in units of the labels' own spread"
+        assert found["pearson"] > 0.6
+        assert found["rmse"] < 0.8 * data.labels["test"].std()
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_student_learns_its_teacher_s_scores_in_any_units(place, scale):
+    prepared, teacher = course.prepare(place / "scores.csv", base=place / "base"), Bert.from_pretrained(place / "scorer")
+    with torch.no_grad():
+        teacher.classifier.weight *= scale
+        teacher.classifier.bias.copy_(scale * teacher.classifier.bias + 500)
+    settings = kd.Settings(student="2x16", start="random", epochs_prediction=8, lr_prediction=5e-3, batch_size=16)
+    student = kd.first_student(teacher, settings)[0]
+    kd.distill_prediction(teacher, student, prepared.examples("train"), settings)
+    said, wanted = (train.predict(model, prepared.encoded["test"]) for model in (student, teacher))
+    assert pearsonr(said[:, 0], wanted[:, 0]).statistic > 0.8
+    assert (said - wanted).square().mean() < 0.5 * wanted.var(), "in the teacher's own units"
+
+
+def test_standard_units_leave_the_function_as_it_is_and_classes_alone(place):
+    prepared, model = course.prepare(place / "scores.csv", base=place / "base"), Bert.from_pretrained(place / "scorer")
+    encoded, labels = prepared.encoded["train"], prepared.labels["train"]
+    before = train.predict(model, encoded)
+    with tasks.standard_units(model, encoded, labels, texts=len(labels)) as standard:
+        assert standard.mean().abs() < 1e-5
+        assert standard.std() == pytest.approx(1.0)
+        inside = train.predict(model, encoded)
+        assert inside.mean().item() == pytest.approx(0.0, abs=1e-5), "the first guesses lie around the mean"
+    moved = train.predict(model, encoded) - before
+    assert torch.allclose(moved, moved.mean().expand_as(moved), atol=1e-5), "a bias and nothing else"
+    torch.testing.assert_close(train.predict(model, encoded), inside * labels.std() + labels.mean(), atol=1e-4, rtol=1e-4)
+    numbers, logits = torch.tensor([0, 1]), torch.randn(2, 3)
+    for untouched in (numbers, logits):
+        with tasks.standard_units(model, encoded, untouched) as same:
+            assert same is untouched
+    with tasks.standard_units(model, encoded, torch.full((len(labels), 1), 2.5)) as flat:
+        assert flat.abs().max() == 0, "one score for all divides by no zero"
 
 
 def distill(place, out, *more, teacher="scorer", data="scores.csv") -> list[str]:

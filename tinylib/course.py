@@ -187,31 +187,18 @@ def fine_tune(
 ):
     """Fine-tune a pretrained model on the labels; return it with the run's history.
 
-    The loss is the cross-entropy, of scores the mean squared error (``tasks.label_loss``).
+    The loss is the cross-entropy, of scores the mean squared error in units of their spread (``tasks.standard_units``).
     """
     start = torch.Generator().manual_seed(seed)
     model = encoders.load(base, labels=prepared.names, generator=start)
-    if model.config.head == "regression":
-        _begin_at_the_mean(model, prepared)
-    batches = loader(prepared.examples("train"), batch_size, seed=seed)
     measure = lambda m, epoch: {"validation": score(m, prepared, "validation")}  # noqa: E731
-    history = fit(
-        model, batches, tasks.label_loss(model.config), epochs=epochs, lr=lr, seed=seed, label="fine-tuning the teacher",
-        after_epoch=measure, checkpoint=checkpoint,
-    )  # fmt: skip
+    encoded = prepared.encoded["train"]
+    with tasks.standard_units(model, encoded, prepared.labels["train"]) as labels:
+        history = fit(
+            model, loader(Examples(encoded, labels), batch_size, seed=seed), tasks.label_loss(model.config), epochs=epochs,
+            lr=lr, seed=seed, label="fine-tuning the teacher", after_epoch=measure, checkpoint=checkpoint,
+        )  # fmt: skip
     return model, history
-
-
-@torch.no_grad()
-def _begin_at_the_mean(model: Bert | encoders.Encoder, prepared: Prepared, texts: int = 256) -> None:
-    """Move the bias of a regression head so that its first guesses lie around the mean of the scores.
-
-    At a fine-tuning's small rates a head that begins at 0 would need the whole run to reach scores around 50.
-    """
-    some = range(min(texts, len(prepared.labels["train"])))
-    guessed = predict(model, prepared.encoded["train"].select(some))
-    head = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1][-1]
-    head.bias += prepared.labels["train"].mean() - guessed.mean()
 
 
 def teacher(prepared: Prepared | None = None, seed: int = 0) -> Bert:

@@ -43,6 +43,7 @@ from tinylib.losses import (
     soft_target_loss,
 )
 from tinylib.student import automatic_start, new_student
+from tinylib.tasks import standard_units
 from tinylib.train import Batch, Examples, History, fit, loader, predict
 
 __all__ = [
@@ -145,14 +146,15 @@ def distill_prediction(
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits
         return {
-            "prediction": prediction_loss(logits, targets[batch["rows"].cpu()].to(logits.device), settings.temperature)
+            "prediction": prediction_loss(logits, wanted[batch["rows"].cpu()].to(logits.device), settings.temperature)
         }
 
-    return fit(
-        student, loader(examples, settings.batch_size, seed=settings.seed + 1), losses,
-        epochs=settings.epochs_prediction, lr=settings.lr_prediction, seed=settings.seed + 1, label="prediction step",
-        checkpoint=checkpoint, after_epoch=after_epoch, after_step=after_step,
-    )  # fmt: skip
+    with standard_units(student, examples.encoded, targets) as wanted:
+        return fit(
+            student, loader(examples, settings.batch_size, seed=settings.seed + 1), losses,
+            epochs=settings.epochs_prediction, lr=settings.lr_prediction, seed=settings.seed + 1, label="prediction step",
+            checkpoint=checkpoint, after_epoch=after_epoch, after_step=after_step,
+        )  # fmt: skip
 
 
 def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections | None]:

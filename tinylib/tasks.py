@@ -3,12 +3,17 @@
 A model's head says which it is: of one output it is a regression's (``BertConfig.head_for``).
 """
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinylib import metrics
 from tinylib.config import BertConfig
-from tinylib.train import Batch, LossFn, classification_loss
+from tinylib.text import Encoded
+from tinylib.train import Batch, LossFn, classification_loss, predict
 
 NO_CLASS, NO_SCORE = -100, float("nan")  # the label of a text that has none: no loss with labels counts it
 
@@ -23,6 +28,35 @@ def regression_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def label_loss(config: BertConfig) -> LossFn:
     """Return the loss with the labels that belongs to a model's head."""
     return regression_loss if config.head == "regression" else classification_loss
+
+
+@contextlib.contextmanager
+def standard_units(model: nn.Module, encoded: Encoded, targets: Tensor, texts: int = 256) -> Iterator[Tensor]:
+    """Yield the targets of a training of these texts, scores less their mean and over their spread; classes as they are.
+
+    Inside, a regression's head gives its scores in those units, the mean of its guesses (over the first ``texts``) moved to
+    that of the targets; at the end it is put back into the scores' own. Adam moves a weight by about the learning rate a
+    step, whatever the loss's size, so at the small rates of fine-tuning a head that begins at 0 would take the whole run to
+    reach scores around 50, and never their spread. The loss is the mean squared error over the squared spread.
+    targets: (N,) labels or (N, K) logits of a teacher, in the order of ``encoded``.
+    """
+    if not targets.is_floating_point() or (targets.ndim == 2 and targets.shape[1] > 1):
+        yield targets
+        return
+    mean, spread = float(targets.mean()), float(targets.std()) if len(targets) > 1 else 0.0
+    spread = spread or 1.0  # a teacher that gives one score for all
+    some = range(min(texts, len(encoded)))
+    off = float(targets.flatten()[: len(some)].mean() - predict(model, encoded.select(some)).mean())
+    head = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
+    with torch.no_grad():
+        head.weight /= spread
+        head.bias.copy_((head.bias + off - mean) / spread)
+    try:
+        yield (targets - mean) / spread
+    finally:
+        with torch.no_grad():
+            head.weight *= spread
+            head.bias.copy_(head.bias * spread + mean)
 
 
 def without_labels(labels: Tensor, count: int) -> Tensor:
