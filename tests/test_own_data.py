@@ -76,6 +76,7 @@ def test_whole_numbers_and_names_stay_classes(tmp_path, labels):
     ("labels", "says"),
     [
         ([0, 1] * 10 + [0.5], "a.csv, line 22: label 0.5 is a fraction, no class (1 of 21 labels): use whole numbers or names"),
+        ([0.5, 1, 0, 1, 0], "line 2: label 0.5 is a fraction, no class (1 of 5 labels)"),  # a fifth, but a single one
         ([0, 1] * 15 + [0.5, 2.5], "line 32: label 0.5 is a fraction, no class (2 of 32 labels)"),
         ([0.5, "good"] * 10, "line 2: label 0.5 is a fraction, no class, and line 3 has 'good'"),
         (["a", "b"] * 10 + ["1e-05"], "line 22: label 1e-05 is a fraction, no class, and line 2 has 'a'"),
