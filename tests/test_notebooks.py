@@ -25,10 +25,12 @@ stub and pass the solution.
 """
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import check
 import colab
 import matplotlib.pyplot as plt
 import nbformat
@@ -141,9 +143,14 @@ def test_the_lesson_ends_with_a_link_to_a_later_one(path):
     )
 
 
-def test_the_makefile_compares_the_outputs_of_the_same_lessons():
-    line = re.search(r"(?m)^STRICT := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
-    assert tuple(re.findall(r"notebooks/(\d\d_)", line)) == STRICT
+@pytest.mark.parametrize(("name", "mode"), [("01_self_attention", "--nbval"), ("03_teacher", "--nbval-lax")])
+def test_make_test_compares_every_output_of_the_strict_lessons(monkeypatch, name, mode):
+    asked = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(check.subprocess, "run", lambda command, **_: asked.append(command) or done)
+    assert check._run(ROOT / "notebooks" / f"{name}.ipynb", 1, [])[0] == 0
+    assert [word for word in asked[0] if word in ("--nbval", "--nbval-lax")] == [mode]
+    assert "notebooks/tools/check.py" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 # -- glossary, map and the other pages ----------------------------------------
