@@ -38,7 +38,7 @@ import pytest
 import road
 import run as run_tool
 from conftest import ROOT
-from lessons import LINE_LIMIT, SIZE_LIMIT, STRICT, WIDGET_VIEW, code_cells, faults, lessons, read, tags
+from lessons import LINE_LIMIT, SIZE_LIMIT, WIDGET_VIEW, code_cells, faults, lessons, read, tags
 
 LESSONS = lessons()
 NOTEBOOKS = {path: read(path) for path in LESSONS}
