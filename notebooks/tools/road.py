@@ -23,11 +23,12 @@ STOPS = (
     ("08", "Data augmentation", "All parts are there. What do they make together?"),
     ("09", "TinyBERT", "Still mostly word table, and no faster."),
     ("10", "Deployment", "One task, one language, one machine."),
+    ("17", "Scaling out", "One task, one language, a model that fits one GPU."),
 )
 PARTS = {"the model": ("#0072B2", "01 02"), "teacher, student, pruning": ("#D55E00", "03 04 05"),
          "TinyBERT": ("#009E73", "06 07 08 09 10")}  # fmt: skip
 GREY = "#595959"
-BOX, STEP, LEFT = (430, 52), 76, 6  # a column of six stops, then one of five
+BOX, STEP, LEFT = (430, 52), 76, 6  # two columns of six stops
 
 
 def _stop(index: int) -> list[str]:

@@ -10,7 +10,7 @@ import importlib
 from tinylib.checks.core import CHECKS, Report, run_check
 
 PARTS = ("start", "attention", "transformer", "teacher", "distill", "prune", "losses", "general", "augment", "tinybert",
-         "deployment")  # fmt: skip
+         "deployment", "scaling")  # fmt: skip
 
 for part in PARTS:
     importlib.import_module(f"tinylib.checks.{part}")
