@@ -1,5 +1,6 @@
 """Attention against PyTorch's kernel and layer and finite differences, and the properties it must have."""
 
+import inspect
 import math
 
 import pytest
@@ -120,6 +121,8 @@ def test_a_mask_of_numbers_is_refused(dtype):
     q, k, v = draw_qkv(0, 1, 1, 2, 2, 2, 2)
     with pytest.raises(UserError, match=r"must be torch\.bool, True = may look; write mask\.bool\(\)"):
         plain.attend(q, k, v, torch.ones(2, 2, dtype=dtype))
+    with pytest.raises(UserError, match=r"must be torch\.bool"):
+        inspect.unwrap(attend)(q, k, v, torch.ones(2, 2, dtype=dtype))
     layer = plain.MultiHeadAttention(4, 2)
     with pytest.raises(UserError, match=r"mask is torch\."):
         layer(torch.ones(1, 2, 4), mask=torch.ones(2, 2, dtype=dtype))

@@ -70,7 +70,7 @@ def tensors(**changes):
 
     def edit(folder):
         file = next(folder.glob("*.safetensors"))
-        stored = load_file(file)
+        stored = {name: tensor.clone() for name, tensor in load_file(file).items()}  # the file is written anew
         for role, change in changes.items():
             name = {"table": TABLE, "query": QUERY}[role]
             stored[name] = change(stored[name]).contiguous()

@@ -101,10 +101,11 @@ def assert_agreement(ours: Bert, theirs, ids, mask, segments):
     L, H = ours.config.num_hidden_layers, ours.config.num_attention_heads
     given = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": segments}
     kept, remove = keep_projections(getattr(theirs, "bert", theirs))
-    theirs.set_attn_implementation("sdpa")
+    switch = getattr(theirs, "set_attn_implementation", lambda kind: None)  # older ones turn to eager when asked for weights
+    switch("sdpa")
     want = theirs(**given, output_hidden_states=True)
     remove()
-    theirs.set_attn_implementation("eager")
+    switch("eager")
     eager = theirs(**given, output_hidden_states=True, output_attentions=True)
     each = range(1, L + 1)
     got = ours(ids, mask, segments, keep_hidden=range(L + 1), keep_scores=each, keep_relations=each)

@@ -38,6 +38,15 @@ def write_csv(path, rows, header=("text", "label")):
     return path
 
 
+def write_tokenizer(folder, pieces, kind=transformers.BertTokenizerFast):
+    """Write a tokenizer of these word pieces, in their order, in the way that transformers 4 and 5 both know; return it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    fast = kind.from_pretrained(folder)
+    fast.save_pretrained(folder)
+    return fast
+
+
 def make_checkpoint(folder, texts, heads=4, positions=40):
     """Write a random BERT and a WordPiece tokenizer of these texts' words, by Hugging Face's own classes."""
     folder.mkdir()
@@ -45,8 +54,7 @@ def make_checkpoint(folder, texts, heads=4, positions=40):
     letters = sorted(set("".join(words)))  # so that every word can be cut into known pieces
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces + words))}
-    fast = transformers.BertTokenizerFast(vocab=vocabulary)
-    fast.save_pretrained(folder)
+    fast = write_tokenizer(folder, vocabulary)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 64}
     sizes["initializer_range"] = 0.2  # so large that so narrow a model learns within a few steps
     config = transformers.BertConfig(vocab_size=len(fast), max_position_embeddings=positions, **sizes)

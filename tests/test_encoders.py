@@ -15,6 +15,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from test_cli import write_tokenizer
 
 from tinylib import cli, distill, encoders, general, layers, models, text, train
 from tinylib.bert import Bert, BertConfig
@@ -484,7 +485,7 @@ def test_the_shipped_general_student_goes_to_bert_with_its_own_vocabulary_alone(
     assert check(teacher, shape) == made
     words = list(text.load_tokenizer(made).get_vocab())
     swapped = {word: i for i, word in enumerate(sorted(words))}
-    transformers.BertTokenizerFast(vocab=swapped).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path, sorted(swapped, key=swapped.get))
     teacher.tokenizer_folder = tmp_path
     assert check(teacher, shape) is None
     foreign = encoders.load(folders["roberta"])
@@ -526,7 +527,7 @@ def word_pieces(folder, kind, special):
     words = sorted({word for line in TEXTS for word in line.split()})
     letters = sorted(set("".join(words)))
     pieces = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
-    kind(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder)
+    write_tokenizer(folder, pieces, kind)
     return len(pieces)
 
 
@@ -685,7 +686,7 @@ def test_damaged_and_unsafe_checkpoints_are_refused(folders, tmp_path):
     with pytest.raises(UserError, match="cut/model.safetensors is damaged .*; copy or download it again"):
         encoders.load(folder)
     folder = copy("lost")
-    stored = load_file(folder / "model.safetensors")
+    stored = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}  # the file is written anew
     gone = stored.pop("roberta.encoder.layer.1.attention.self.key.weight")
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="model.safetensors has no 'roberta.encoder.layer.1.attention.self.key.weight'"):
