@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast fuzz mutants audit distill notebooks results ablations stage1 structured bench colab pins clean
+.PHONY: help setup lab test test-fast test-lowest fuzz mutants mutation coverage audit distill notebooks results ablations stage1 structured bench colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,17 @@ fuzz: setup ## readers, loaders and the command line against files and words mad
 mutants: setup ## the exercise checks against learners' mistakes: a table of wrong answers refused, right ones accepted
 	cd tests && ../$(BIN)/python -m mutants
 
+coverage: setup ## lines of tinylib that the tests run, in one process (half an hour; fails below 90 %)
+	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m coverage run --source=tinylib -m pytest -q -p no:xdist \
+		-m "not network and not browser and not alone" --ignore=tests/test_setup.py --ignore=tests/test_notebooks.py $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report --sort=cover --fail-under=90
+
+test-lowest: ## the fast tests with the oldest packages that pyproject.toml allows, torch excepted, in .venv-lowest
+	@python="$(PYTHON)"; OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 "$${python:-python3}" notebooks/tools/lowest.py -p no:xdist $(PYTEST_ARGS)
+
+mutation: setup ## mutation tests of the ten most important functions: a table of mistakes that the tests notice (half an hour)
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m mutation $(TARGETS)
+
 audit: setup ## known vulnerabilities of the pinned packages (needs internet; exit code 3: the service did not answer)
 	@$(BIN)/python notebooks/tools/audit.py
 
@@ -94,5 +105,5 @@ pins: setup ## for maintainers: rewrite requirements.txt from pyproject.toml
 	$(BIN)/python notebooks/tools/pins.py
 
 clean: ## remove .venv, runs and caches (the weights' cache stays: see tinylib doctor)
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-audit .coverage runs build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
