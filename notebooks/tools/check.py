@@ -18,7 +18,7 @@ from lessons import ROOT, STRICT, lessons
 
 # The longest first, so that none begins when the others are done: those that train.
 LONG = ("03_", "09_", "08_", "07_", "10_")
-PATIENCE = 1500  # seconds that a cell may take: on a slow machine the teacher is made in one
+PATIENCE = 3000  # seconds that a cell may take: on a slow machine the teacher is made in one, and another lesson waits for it
 
 
 def main() -> int:
