@@ -44,7 +44,7 @@ class Target:
     only: str = ""
 
 
-STEPS = "memory or parts or number or adamw or minimised or loss or stopped or frozen"
+STEPS = "plain_loop or memory or parts or number or adamw or minimised or loss or stopped or frozen"
 DRAWN = "algorithm or probability or max_length or drawn or says or longer"
 BUCKETS = "row or seed or padding or short or unshuffled or stopped"
 KEPT = "checkpoint or resumed or killed or good"
@@ -59,7 +59,7 @@ TARGETS = {
     "LayerMap.uniform": Target("layers", "LayerMap.uniform", "test_distill.py", "map or deeper"),
     "LayerMap._check": Target("layers", "LayerMap._check", "test_distill.py", "map or deeper"),
     "Step._take": Target("train", "Step._take", "test_train.py test_robust.py", STEPS),
-    "train._split": Target("train", "_split", "test_robust.py", "parts"),
+    "train._split": Target("train", "_split", "test_train.py test_robust.py", "parts"),
     "Checkpoint._age": Target("checkpoint", "Checkpoint._age", "test_train.py test_robust.py", KEPT),
     "Checkpoint._newest_whole": Target("checkpoint", "Checkpoint._newest_whole", "test_train.py test_robust.py", KEPT),
     "checkpoint._read": Target("checkpoint", "_read", "test_train.py test_bad_checkpoints.py", "run_s or damaged or resumed"),
@@ -71,9 +71,18 @@ TARGETS = {
     "shrink": Target("structure", "shrink", "test_shrink.py", "shrunk or neurons or layers or nothing or fewer or leave or heads"),
 }
 # Mutants that compute the same, each with the reason: (target, what was changed) -> why
+ALONE = "the whole batch's share is 1, and the sum is the same by the longer way; several processes are tests/test_processes.py's"
+AS_LONG = "both are as long as each other by the way they are made"
 EQUIVALENT = {
     ("attention_scores", "-2 → 2 in k.transpose(-2, -1)"): "k has four axes, so −2 is 2",
     ("attention_loss", "0 → -1 in difference[:, 0]"): "only the shape is looked at, which all heads share",
+    ("Step._take", "Eq → NotEq in len(parts) == 1 and processes.count() == 1"): ALONE,
+    ("Step._take", "1 → 0 in len(parts) == 1"): ALONE,
+    ("Step._take", "1 → 2 in processes.count() == 1"): ALONE,
+    ("Step._take", "1 → 0 in processes.count() == 1"): ALONE,
+    ("train._split", "True → False in zip(batch, values, strict=True)"): AS_LONG,
+    ("train._split", "True → False in zip(*(v.chunk(parts) for v in batch.values()), strict=True)"): AS_LONG,
+    ("train._split", "True → False in zip(pieces, longest, strict=True)"): AS_LONG,
     ("soft_target_loss", "-1 → 1 in F.log_softmax(_fine(student_logits) / temperature, dim=-1)"): "logits have two axes",
     ("soft_target_loss", "-1 → 1 in F.log_softmax(_fine(teacher_logits.detach()) / temperature, dim=-1)"): "logits have two axes",
     ("magnitude_mask", "-1 → 1 in (size == threshold).nonzero().squeeze(-1)"): "nonzero() of one axis gives (n, 1)",

@@ -186,6 +186,62 @@ def test_a_step_is_adamw_s_own():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+def test_the_steps_are_those_of_a_plain_loop_and_the_history_holds_its_losses():
+    # several steps: a gradient that is left over from the last one shows only in the next
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    ours, theirs = model(**quiet), model(**quiet)
+    batches = train.loader(examples(), batch_size=8, shuffle=False)
+    history = train.fit(ours, batches, train.classification_loss, epochs=2, lr=5e-3, warmup=0.0, clip=1.0)
+    optimizer, seen = train.adamw(theirs.train(), 5e-3), []
+    for step, batch in enumerate([*batches, *batches]):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / 12)
+        loss = train.classification_loss(theirs, batch)["labels"]
+        seen.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+    assert history.losses["loss"] == pytest.approx(seen, abs=1e-5)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_parts_of_a_batch_are_its_rows_each_trimmed_to_its_own_longest_text():
+    data = examples()
+    rows = torch.argsort(data.lengths).tolist()
+    batch = data.collate([*rows[:4], *rows[-4:]])  # the short ones first
+    assert train._split(batch, 1)[0] is batch
+    short, long = train._split(batch, 2)
+    assert short["rows"].tolist() + long["rows"].tolist() == batch["rows"].tolist()
+    assert short["ids"].shape == short["mask"].shape == (4, int(data.lengths[rows[:4]].max()))
+    assert short["ids"].shape[1] < long["ids"].shape[1] == batch["ids"].shape[1]
+    assert torch.equal(short["ids"], batch["ids"][:4, : short["ids"].shape[1]])
+    assert torch.equal(torch.cat([short["labels"], long["labels"]]), batch["labels"])
+
+
+def test_the_end_of_a_run_takes_no_checkpoint_away_before_the_last_one_is_there(tmp_path, monkeypatch):
+    own = model()
+    optimizer = train.adamw(own, 1e-3)
+    kept = checkpoint.Checkpoint(
+        tmp_path / "run.safetensors", own, optimizer, train.linear_schedule(optimizer, 9, 0.1), train.History()
+    )
+    kept.save(3)
+    kept.save(5)
+
+    def fail(*_):
+        raise OSError("the power went")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint.os, "replace", fail)
+        with pytest.raises(UserError, match="cannot be written"):
+            kept.save(9, finished=True)
+    assert kept.load() == 5
+    kept.save(9, finished=True)
+    assert kept.load() == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
 def test_what_is_frozen_stays():
     own = model()
     own.embeddings.requires_grad_(False)
