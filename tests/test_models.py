@@ -407,3 +407,21 @@ def test_a_process_killed_in_the_middle_leaves_no_result_and_no_lock(cache, tmp_
     folder = models.product("teacher", {"seed": 1}, count_and_write)
     assert left_in(cache / "products" / "teacher") == [folder.name]
     assert sorted(path.name for path in folder.iterdir()) == ["recipe.json", "weights"]
+
+
+def test_what_another_process_is_making_need_not_be_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    calls = []
+
+    def make(folder):
+        # asked for once more while it is being made: by another thread, since a lock knows its own process's threads apart
+        other = threading.Thread(target=lambda: calls.append(models.product("big", {}, make, wait=False)))
+        other.start()
+        other.join(20)
+        assert not other.is_alive(), "it waits"
+        calls.append("made")
+
+    folder = models.product("big", {}, make)
+    assert calls == [folder, "made"], "the second call gave the place and made nothing"
+    assert models.product("big", {}, make, wait=False) == folder
+    assert len(calls) == 2

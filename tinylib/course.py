@@ -251,7 +251,8 @@ def student(prepared: Prepared | None = None, seed: int = 0) -> Bert:
 
 def keep_student(made: Bert, prepared: Prepared, settings: distill.Settings) -> None:
     """Put a student that a lesson has just distilled into the cache, where ``student`` finds it instead of making it anew."""
-    models.product("student", recipe(prepared, settings), lambda folder: made.save_pretrained(folder))
+    # a lesson that began to make the same one is not waited for
+    models.product("student", recipe(prepared, settings), lambda folder: made.save_pretrained(folder), wait=False)
 
 
 def recipe(prepared: Prepared, settings: distill.Settings) -> dict:

@@ -150,10 +150,11 @@ def fetch(name: str) -> Path:
     return _fill(cache_folder() / "models" / name, is_ready, make, room)
 
 
-def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0) -> Path:
+def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0, wait: bool = True) -> Path:
     """Return the folder of a result; call ``make(empty_folder)`` only if the cache has none of this recipe.
 
     ``size``: the bytes that it will take; where the disk has no room for them UserError is raised before anything is made.
+    ``wait=False``: if another process is making it, leave it to that one; the folder may not be there yet then.
 
     `recipe` holds everything that decides the result (data hash, settings, seed) as plain JSON values; the
     key is its sha256. The folder appears whole or not at all, even if two processes ask at once or one dies.
@@ -172,7 +173,7 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
         (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True, indent=1), encoding="utf-8")
 
     target = cache_folder() / "products" / kind / key
-    return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, round(1.1 * size))
+    return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, round(1.1 * size), wait)
 
 
 def product_key(recipe: dict) -> str:
@@ -228,7 +229,9 @@ def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path], None], room: int) -> Path:
+def _fill(
+    target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path], None], room: int, wait: bool = True
+) -> Path:
     """Make `target` in a temporary folder beside it, under a lock, and move it into place in one step.
 
     `room`: the free bytes on the disk without which it does not begin.
@@ -238,8 +241,8 @@ def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path],
     prefix = f".{target.name}."
     with _sentences_for_disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / f"{prefix}lock", target.name):
-            if is_ready(target):  # another process has made it while this one waited
+        with _locked(target.parent / f"{prefix}lock", target.name, wait) as alone:
+            if not alone or is_ready(target):  # another process has made it while this one waited
                 return target
             for stale in target.parent.glob(f"{prefix}*"):
                 if stale.is_dir():  # left by a process that was killed: whoever holds the lock is alone here
@@ -261,15 +264,19 @@ def _fill(target: Path, is_ready: Callable[[Path], bool], make: Callable[[Path],
 
 
 @contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
+def _locked(path: Path, what: str, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock inside; yield False at once, without it, if another process holds it and this one is not to wait."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=3)
+        lock.acquire(timeout=3 if wait else 0)
     except Timeout:
+        if not wait:
+            yield False
+            return
         _say(f"{what}: another process is making it; waiting")
         lock.acquire()
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
