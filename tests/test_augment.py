@@ -149,6 +149,13 @@ def test_probability_0_copies_the_texts(model, tokenizer, vectors):
     assert augment(odd, model, tokenizer, vectors, few(probability=0.0)) == [[each] * 3 for each in odd]
 
 
+def test_a_draw_that_equals_the_probability_replaces_nothing():
+    words = aug.Words(("a", "b"), ("a", "b"), ((1,), (2,)), ("", " ", ""), (False, False, False))
+    draws = [[0.0, 0.9], [0.25, 0.9]]  # draws lie in [0, 1): 0 itself comes up
+    assert aug._chosen(words, draws, AugmentSettings(probability=0.0)) == []
+    assert aug._chosen(words, draws, AugmentSettings(probability=0.25)) == [0]
+
+
 @pytest.mark.parametrize("function", [augment, augment_from_original])
 def test_probability_1_replaces_every_word_that_can_be(model, tokenizer, vectors, function):
     sentence = "The moviegoers' Unlikeable zzyzzyvas, e-mail: 42%!"

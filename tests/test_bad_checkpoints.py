@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import LABELS, TEXTS, contents, make_checkpoint, write_csv
 
-from tinylib import cli, general, masks, text
+from tinylib import checkpoint, cli, general, masks, text
 from tinylib import corpus as corpora
 from tinylib import datasets as data_sets
 from tinylib.augment import WordVectors
@@ -376,10 +376,7 @@ def test_the_home_of_nobody_is_a_sentence(place, capsys, option):
 
 @pytest.mark.parametrize("step", [-1, 2**31, "7", True, None])
 def test_a_run_s_checkpoint_with_a_step_that_cannot_be_is_refused(tmp_path, step):
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    kept = Checkpoint(tmp_path / "run.safetensors", model, optimizer, schedule, History())
+    kept = run_of(tmp_path / "run.safetensors")
     kept.save(7)
     assert kept.load() == 7
     content = kept.path.read_bytes()
@@ -390,6 +387,31 @@ def test_a_run_s_checkpoint_with_a_step_that_cannot_be_is_refused(tmp_path, step
     del told["__metadata__"]["sha256_run"]  # as a file has it that is older than this sum
     kept.path.write_bytes(mutate.with_header(content, json.dumps(told).encode()))
     assert "(it has no step)" in refusal(kept.load)
+
+
+def run_of(path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return Checkpoint(path, model, optimizer, schedule, History())
+
+
+def test_a_run_s_checkpoint_may_be_of_any_step_that_can_be(tmp_path):
+    kept = run_of(tmp_path / "run.safetensors")
+    for step in (0, 1, 100):
+        kept.save(step)
+        assert kept.load() == step
+    kept.save(2**31 - 1)
+    assert checkpoint._read(kept.path)[1]["step"] == 2**31 - 1
+
+
+def test_the_note_of_a_run_s_damaged_checkpoint_says_why_and_where_it_goes_on(tmp_path):
+    kept = run_of(tmp_path / "run.safetensors")
+    kept.save(3)
+    kept.save(5)
+    kept.path.write_bytes(kept.path.read_bytes()[:-1])
+    with pytest.warns(UserNote, match=r"run.safetensors is damaged \(.*header.*\): going on from the one before it, of step 3"):
+        assert kept.load() == 3
 
 
 def test_a_head_larger_than_its_model_is_refused(tmp_path):

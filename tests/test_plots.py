@@ -37,6 +37,12 @@ CALLS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_figures():
+    """Begin without figures that another test has left open."""
+    plt.close("all")
+
+
 @pytest.fixture
 def ax():
     """Give an ax in the course's style."""

@@ -199,6 +199,7 @@ def test_a_users_error_is_shown_as_its_sentence():
 
 
 def test_a_figure_becomes_a_picture_with_alt_text():
+    plots.plt.close("all")  # what another test has left open
     fig, ax = plots.figure()
     ax.plot([1, 2])
     html = widgets.picture(fig, 'a line, "rising" & <short>')
