@@ -63,9 +63,11 @@ mutants: setup ## the exercise checks against learners' mistakes: a table of wro
 	cd tests && ../$(BIN)/python -m mutants
 
 coverage: setup ## lines of tinylib that the tests run, in one process (half an hour; fails below 90 %)
-	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m coverage run --source=tinylib -m pytest -q -p no:xdist \
-		-m "not network and not browser and not alone" --ignore=tests/test_setup.py --ignore=tests/test_notebooks.py $(PYTEST_ARGS)
-	$(BIN)/python -m coverage report --sort=cover --fail-under=90
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m coverage run -m pytest -q -p no:xdist $(PYTEST_ARGS) \
+		-m "not network and not browser and not alone" --ignore=tests/test_setup.py --ignore=tests/test_notebooks.py
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --sort=cover --skip-covered --fail-under=90
 
 test-lowest: ## the fast tests with the oldest packages that pyproject.toml allows, torch excepted, in .venv-lowest
 	@python="$(PYTHON)"; OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 "$${python:-python3}" notebooks/tools/lowest.py -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
@@ -105,5 +107,5 @@ pins: setup ## for maintainers: rewrite requirements.txt from pyproject.toml
 	$(BIN)/python notebooks/tools/pins.py
 
 clean: ## remove .venv, runs and caches (the weights' cache stays: see tinylib doctor)
-	rm -rf .venv .venv-lowest .venv-audit .coverage runs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-audit .coverage* runs build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

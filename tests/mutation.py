@@ -47,7 +47,7 @@ class Target:
 STEPS = "plain_loop or memory or parts or number or adamw or minimised or loss or stopped or frozen"
 DRAWN = "draw or algorithm or probability or max_length or says or longer"
 BUCKETS = "row or seed or padding or short or unshuffled or stopped"
-KEPT = "checkpoint or resumed or killed or good"
+KEPT = "run_s or (checkpoint or resumed or killed or good) and not bad_checkpoints"
 TARGETS = {
     "attend": Target("attention", "attend", "test_attention.py"),
     "attention_weights": Target("attention", "attention_weights", "test_attention.py"),
@@ -61,8 +61,8 @@ TARGETS = {
     "Step._take": Target("train", "Step._take", "test_train.py test_robust.py", STEPS),
     "train._split": Target("train", "_split", "test_train.py test_robust.py", "parts"),
     "Checkpoint._age": Target("checkpoint", "Checkpoint._age", "test_train.py test_robust.py", KEPT),
-    "Checkpoint._newest_whole": Target("checkpoint", "Checkpoint._newest_whole", "test_train.py test_robust.py", KEPT),
-    "checkpoint._read": Target("checkpoint", "_read", "test_train.py test_bad_checkpoints.py", "run_s or damaged or resumed"),
+    "Checkpoint._newest_whole": Target("checkpoint", "Checkpoint._newest_whole", "test_train.py test_bad_checkpoints.py", KEPT),
+    "checkpoint._read": Target("checkpoint", "_read", "test_train.py test_bad_checkpoints.py", KEPT),
     "pad": Target("text", "pad", "test_text.py", "padd"),
     "LengthBuckets._batches": Target("text", "LengthBuckets._batches", "test_text.py", BUCKETS),
     "algorithm_1": Target("augment", "algorithm_1", "test_augment.py", DRAWN),

@@ -162,6 +162,35 @@ def test_a_stopped_training_goes_on_to_the_same_weights(base, corpus, tmp_path, 
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_the_command_trains_a_head_that_is_loaded_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "cache"))
+    own = make_checkpoint(tmp_path / "own", TEXTS, positions=128)
+    (tmp_path / "films.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
+    typed = ["--base", str(own), "--corpus", str(tmp_path / "films.txt"), "--steps", "2", "--out", str(tmp_path / "head")]
+    assert mlm.main(typed) == 0
+    assert "top 10" in capsys.readouterr().out
+    card = json.loads((tmp_path / "head" / mlm.CARD).read_text())
+    assert (card["base"], card["settings"]["steps"], card["validation"][-1]["step"]) == (str(own), 2, 2)
+    changed = load_file(tmp_path / "head" / mlm.DELTA)
+    stored = mlm.load(tmp_path / "head").state_dict()
+    assert all(torch.equal(stored[name], tensor.float()) for name, tensor in changed.items())
+    assert [path.name for path in (tmp_path / "cache" / "runs").iterdir()], "a killed run could go on"
+    other = make_checkpoint(tmp_path / "other", [*TEXTS, "quite another word"], positions=128)
+    (tmp_path / "head" / mlm.CARD).write_text(json.dumps(card | {"base": str(other)}))
+    with pytest.raises(UserError, match="head holds no masked-LM head"):
+        mlm.load(tmp_path / "head")
+
+
+def test_a_mistake_of_the_command_is_a_sentence(base, tmp_path, capsys):
+    typed = ["--base", str(base), "--corpus", str(tmp_path / "gone"), "--out", str(tmp_path / "head")]
+    assert mlm.main(typed) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("mlm: the corpus ")
+    assert shown.err.count("\n") == 1
+    assert not (tmp_path / "head").exists()
+
+
 def test_a_head_that_is_not_shipped_is_a_sentence_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(mlm.models, "shipped_folder", lambda: tmp_path)
     for ask in (mlm.shipped, mlm.fingerprint):
