@@ -302,10 +302,11 @@ def test_faulty_cells_are_found_and_clean_ones_are_not():
     bad = make_notebook("x = 1\n" * (LINE_LIMIT + 1), "plt.plot();")
     bad.cells[1].metadata["tags"] = ["nbval-skip"]
     bad.cells[1].execution_count = 7
+    bad.cells[1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=2)]
     bad.metadata["widgets"] = {"x": {}}
     found = "\n".join(faults(Path("x.ipynb"), bad))
     assert all(
-        word in found for word in ("counts", "lines of code", "trailing ';'", "unknown tag", "no state")
+        word in found for word in ("counts", "lines of code", "trailing ';'", "unknown tag", "no state", "Out[2] beside In[7]")
     )
 
 

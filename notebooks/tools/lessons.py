@@ -80,6 +80,8 @@ def _cell_faults(cell: nbformat.NotebookNode) -> list[str]:
         found.append("the trailing ';' fails under nbval: end with plt.show()")
     for output in cell.outputs:
         found += _output_faults(output)
+        if output.get("execution_count", cell.execution_count) != cell.execution_count:
+            found.append(f"its result says Out[{output.execution_count}] beside In[{cell.execution_count}]: run it again")
     return found
 
 
