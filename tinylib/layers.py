@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinylib import models, processes, sharing
+from tinylib import models, onednn, processes, sharing
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
@@ -112,7 +112,7 @@ def teacher_forward(
         raise UserError(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
         )
-    with torch.inference_mode():
+    with torch.inference_mode(), onednn.products():
         return teacher(
             batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores, keep_relations=relations
         )

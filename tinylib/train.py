@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from tinylib import interrupt, processes, sharing
+from tinylib import interrupt, onednn, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
@@ -374,7 +374,8 @@ def predict(
     batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
     logits: list[Tensor] = [torch.empty(0)] * len(own)
     for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
-        out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
+        with onednn.products():
+            out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
         for row, value in zip(batch["rows"].tolist(), out, strict=True):
             logits[row] = value
     model.train(training)

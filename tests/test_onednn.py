@@ -1,0 +1,93 @@
+"""oneDNN's products: the same numbers as PyTorch's own, used where they are meant to be and nowhere else."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinylib import layers, onednn
+from tinylib.bert import Bert
+from tinylib.config import BertConfig
+
+needs_onednn = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")), reason="torch has no oneDNN here"
+)
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Count the products that oneDNN is asked for."""
+    calls = []
+    own = torch.ops.mkldnn._linear_pointwise
+
+    def counted(*args):
+        calls.append(args[0].shape)
+        return own(*args)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    return calls
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (2, 3, 4, 7), (1, 1, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_that_of_float64_to_within_rounding(asked, shape, bias):
+    x, weight, b = numbers(*shape), numbers(11, 7), numbers(11) if bias else None
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    with torch.inference_mode(), onednn.OneDNN():
+        for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+            assert torch.allclose(F.linear(given, weight, b).double(), exact, atol=1e-5)
+    assert len(asked) == 2
+
+
+@needs_onednn
+def test_what_wants_a_gradient_or_is_not_float32_stays_with_pytorch(asked):
+    x, weight = numbers(5, 7), numbers(11, 7).requires_grad_()
+    with onednn.OneDNN():
+        F.linear(x, weight).sum().backward()
+    assert torch.allclose(weight.grad, x.sum(0).expand(11, 7), atol=1e-5)
+    with torch.inference_mode(), onednn.OneDNN():
+        double = F.linear(x.double(), weight.detach().double())
+        F.linear(x[0], weight.detach())
+        F.linear(x[:0], weight.detach())
+        with torch.autocast("cpu", torch.bfloat16):
+            F.linear(x, weight.detach())
+    assert torch.equal(double, x.double() @ weight.detach().double().T)
+    assert not asked
+
+
+@needs_onednn
+def test_a_teacher_says_the_same_with_it_and_without(asked, monkeypatch):
+    teacher = Bert(BertConfig.parse("2x24", head="classification", labels=("a", "b")), torch.Generator().manual_seed(0)).eval()
+    ids = torch.arange(24).view(3, 8) + 5
+    batch = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool), "segments": None}
+    said = {}
+    for faster in (True, False):
+        monkeypatch.setattr(onednn, "is_faster", lambda faster=faster: faster)
+        said[faster] = layers.teacher_forward(teacher, batch, hidden=(0, 1, 2), scores=(1, 2))
+    assert len(asked) == 2 * 6 + 2  # six products a layer, pooler and classifier: once, not twice
+    for kind in ("hidden_states", "scores"):
+        for layer, value in getattr(said[True], kind).items():
+            assert torch.allclose(value, getattr(said[False], kind)[layer], atol=1e-5)
+    assert torch.allclose(said[True].logits, said[False].logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "wanted"),
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False), ("", "DEFAULT", False)],
+)
+def test_it_is_chosen_by_the_processor_so_that_a_resumed_run_chooses_alike(monkeypatch, vendor, capability, wanted):
+    monkeypatch.setattr(onednn, "_processor", lambda: f"vendor_id : {vendor}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    onednn.is_faster.cache_clear()
+    try:
+        assert onednn.is_faster() is wanted
+        assert isinstance(onednn.products(), onednn.OneDNN if wanted else nullcontext)
+    finally:
+        onednn.is_faster.cache_clear()
