@@ -4,7 +4,6 @@ Counts (parameters, FLOPs, bytes) are the same on every machine; latency and mem
 that measured them, so compare only figures taken on one machine in one session.
 """
 
-import ctypes
 import gc
 import math
 import os
@@ -24,6 +23,7 @@ from torch import nn
 from tinylib.bert import BertConfig
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError
+from tinylib.train import release_freed_memory
 
 PIECE = 1 << 20  # bytes read at a time
 # The last words of ``process_memory``'s process: its peak, in bytes. Linux' ru_maxrss would begin at the parent's size.
@@ -165,7 +165,8 @@ def peak_memory(function: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     import psutil
 
-    _release_freed_memory()
+    gc.collect()
+    release_freed_memory()
     process, done = psutil.Process(), threading.Event()
     before = highest = process.memory_info().rss
 
@@ -196,14 +197,6 @@ def process_memory(code: str) -> int:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"the process whose memory was to be measured failed: {last}")
     return int(done.stdout.split()[-1])
-
-
-def _release_freed_memory() -> None:
-    """Give the memory of dropped objects back to the system, as far as this platform's C library lets one."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)

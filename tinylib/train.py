@@ -2,6 +2,7 @@
 how many processes there are. The loop knows nothing of distillation: it minimises whatever ``loss_fn`` returns."""
 
 import contextlib
+import ctypes
 import math
 import os
 import time
@@ -122,6 +123,13 @@ def texts(name: str, batch: Batch) -> int:
     return len(batch["rows"])
 
 
+def release_freed_memory() -> None:
+    """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def fit(
     model: nn.Module,
     batches: DataLoader,
@@ -165,6 +173,7 @@ def fit(
     epochs = -(-total // len(buckets))
     optimizer = adamw(model, lr, weight_decay)
     schedule = linear_schedule(optimizer, total, warmup)
+    release_freed_memory()  # what loading and measuring left behind would stand beside what training takes
     history, started = History(), time.perf_counter()
     state = Checkpoint(checkpoint, model, optimizer, schedule, history)
     losses, optimizer = accelerator.prepare(Losses(model, loss_fn), optimizer)
