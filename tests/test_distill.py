@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylib import distill, layers, models
+from tinylib import distill, layers, models, paging, train
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
@@ -517,6 +517,23 @@ def test_both_steps_lower_every_loss_and_keep_the_callers_random_state(teacher, 
             values = history.losses[name]
             assert sum(values[-6:]) < 0.8 * sum(values[:6]), f"{name} does not fall"
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+
+
+def test_the_teachers_weights_lie_on_disk_while_the_student_learns_from_what_is_cached(teacher, monkeypatch):
+    runs, inside = [], []
+
+    def noted(*args, **more):
+        inside.append([p.data_ptr() for p in teacher.parameters()])
+        return train.fit(*args, **more)
+
+    for least in (paging.LEAST, 1):  # the teacher here is too small for the first
+        monkeypatch.setattr(distill, "aside", functools.partial(paging.aside, least=least))
+        at_home = [p.data_ptr() for p in teacher.parameters()]
+        monkeypatch.setattr(distill, "fit", noted)
+        runs.append(weights_of(distill.distill(teacher, examples(), SHORT, small_student(teacher))))
+        assert all((where == at_home) is (least > 1) for where in inside[-2:])
+    assert len(inside) == 4
+    assert all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
 
 
 def test_a_student_learns_the_teachers_value_relations(teacher):

@@ -14,11 +14,11 @@ PYTHON = (3, 10)  # the oldest that runs the package
 
 # Import order: each module imports only from those before it (tests/test_structure.py enforces it).
 MODULES = (
-    "typecheck", "errors", "stored", "processes", "sharing", "interrupt", "history", "models", "cards", "attention",
-    "config", "bert", "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "onednn", "train",
-    "tasks", "augment", "losses", "student", "layers", "corpus", "mlm", "general", "distill", "masks", "structure", "prune",
-    "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets", "checks", "doctor",
-    "output", "reports", "commands", "cli",
+    "typecheck", "errors", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
+    "attention", "config", "bert", "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "onednn",
+    "train", "tasks", "augment", "losses", "student", "layers", "corpus", "mlm", "general", "distill", "masks", "structure",
+    "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets", "checks",
+    "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 
 if sys.version_info < PYTHON:  # before the modules, whose syntax an older Python cannot read

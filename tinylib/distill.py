@@ -42,6 +42,7 @@ from tinylib.losses import (
     prediction_loss,
     soft_target_loss,
 )
+from tinylib.paging import aside
 from tinylib.student import automatic_start, new_student
 from tinylib.tasks import standard_units
 from tinylib.train import Batch, Examples, History, fit, loader, predict
@@ -126,7 +127,7 @@ def distill_intermediate(
     size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads)
     if settings.epochs_intermediate and size <= settings.cache_gb * 1e9:
         outputs = teacher_outputs(teacher, examples, *layers, keep=keep_outputs, heads=heads)
-    with outputs as cached:
+    with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
         history = fit(
             Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed),
             matching_loss(teacher, layer_map, weights, cached), counts=counts_of(weights),
@@ -149,7 +150,7 @@ def distill_prediction(
             "prediction": prediction_loss(logits, wanted[batch["rows"].cpu()].to(logits.device), settings.temperature)
         }
 
-    with standard_units(student, examples.encoded, targets) as wanted:
+    with aside(teacher), standard_units(student, examples.encoded, targets) as wanted:
         return fit(
             student, loader(examples, settings.batch_size, seed=settings.seed + 1), losses,
             epochs=settings.epochs_prediction, lr=settings.lr_prediction, seed=settings.seed + 1, label="prediction step",

@@ -27,6 +27,7 @@ from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
+from tinylib.paging import release_freed_memory
 from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
@@ -200,7 +201,8 @@ class TeacherOutputs:
     def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> None:
         device = next(teacher.parameters()).device
         layers = self.hidden_layers, self.score_layers, self.relation_layers
-        buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, 64, shuffle=False)]
+        buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, 32, shuffle=False)]
+        release_freed_memory()
         for rows in tqdm([rows for rows in buckets if rows], desc="teacher outputs", unit="batch", leave=False):
             batch = examples.collate(rows)
             out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)

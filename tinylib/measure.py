@@ -23,7 +23,7 @@ from torch import nn
 from tinylib.bert import BertConfig
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError
-from tinylib.train import release_freed_memory
+from tinylib.paging import release_freed_memory
 
 PIECE = 1 << 20  # bytes read at a time
 # The last words of ``process_memory``'s process: its peak, in bytes. Linux' ru_maxrss would begin at the parent's size.

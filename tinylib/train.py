@@ -2,7 +2,6 @@
 how many processes there are. The loop knows nothing of distillation: it minimises whatever ``loss_fn`` returns."""
 
 import contextlib
-import ctypes
 import math
 import os
 import time
@@ -21,6 +20,7 @@ from tinylib import interrupt, onednn, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
+from tinylib.paging import release_freed_memory
 from tinylib.text import Encoded, LengthBuckets, pad
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
@@ -121,13 +121,6 @@ def linear_schedule(
 def texts(name: str, batch: Batch) -> int:
     """Count the texts of a batch, over which losses of logits are means."""
     return len(batch["rows"])
-
-
-def release_freed_memory() -> None:
-    """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 def fit(

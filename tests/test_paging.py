@@ -1,0 +1,96 @@
+"""Weights set aside on the disk: the same numbers all the time, less memory meanwhile, nothing left behind."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tinylib import models, paging
+from tinylib.bert import Bert
+from tinylib.config import BertConfig
+
+
+def small() -> Bert:
+    config = BertConfig.parse("2x24", head="classification", labels=("a", "b"))
+    return Bert(config, torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_model_answers_as_before_while_it_is_aside_and_after(cache):
+    model, ids = small(), torch.arange(12).view(2, 6)
+    model.classifier.weight.data = model.classifier.weight.data.T.contiguous().T  # not contiguous: stays where it is
+    before, weights = model(ids).logits, {name: p.clone() for name, p in model.named_parameters()}
+    addresses = {p.data_ptr() for name, p in model.named_parameters() if name != "classifier.weight"}
+    with paging.aside(model, least=1):
+        assert not addresses & {p.data_ptr() for p in model.parameters()}
+        assert torch.equal(model(ids).logits, before)
+        assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+        assert not list(cache.iterdir())  # gone already: a run that is killed leaves nothing
+    assert torch.equal(model(ids).logits, before)
+    model(ids).logits.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("layers."))
+
+
+def test_it_comes_back_after_an_error(cache):
+    model = small()
+    weights = [p.clone() for p in model.parameters()]
+    with pytest.raises(KeyError), paging.aside(model, least=1):
+        raise KeyError
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+def test_a_small_model_and_a_disk_without_room_change_nothing(cache, monkeypatch):
+    model = small()
+    addresses = [p.data_ptr() for p in model.parameters()]
+    with paging.aside(model):
+        assert [p.data_ptr() for p in model.parameters()] == addresses
+    monkeypatch.setattr(models, "cache_folder", lambda: cache / "not there")
+    with paging.aside(model, least=1):
+        assert [p.data_ptr() for p in model.parameters()] == addresses
+
+
+def test_a_full_disk_leaves_the_weights_where_they_are(cache, monkeypatch):
+    model = small()
+    addresses = [p.data_ptr() for p in model.parameters()]
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "memmap", full)
+    with paging.aside(model, least=1):
+        assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_large_model_is_free_meanwhile(tmp_path):
+    code = """
+import torch
+from pathlib import Path
+from tinylib import paging
+from tinylib.paging import release_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+model = torch.nn.Linear(5000, 6000)  # 120 MB
+release_freed_memory()
+before = resident()
+with paging.aside(model):
+    release_freed_memory()
+    print(before - resident())
+print(before - resident())
+"""
+    home = os.environ | {"TINYLIB_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True)
+    meanwhile, after = map(int, done.stdout.split())
+    assert meanwhile > 100e6
+    assert abs(after) < 20e6

@@ -1,0 +1,77 @@
+"""Weights that nobody reads for a while lie on the disk: a teacher whose outputs are cached leaves its memory to others."""
+
+import contextlib
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tinylib import models
+
+LEAST = 50_000_000  # bytes; below, the file is not worth its trouble
+ALIGNED = 64  # bytes: where a tensor may begin in the file
+
+
+@contextlib.contextmanager
+def aside(model: nn.Module, least: int = LEAST) -> Iterator[None]:
+    """While this is entered, the parameters of a model of ``least`` bytes or more are mapped from a file in the cache folder.
+
+    The model works as before, to the bit: what is read comes back page by page. On leaving it lies in memory again. Where the file
+    cannot be written, and for a model that is not on the CPU, nothing happens.
+    """
+    parameters = [p for p in model.parameters() if p.device.type == "cpu" and p.is_contiguous()]
+    large = sum(p.numel() * p.element_size() for p in parameters) >= max(least, 1)
+    with contextlib.ExitStack() as stack:
+        if large:
+            with contextlib.suppress(OSError):
+                _replace(parameters, _file(stack))
+                stack.callback(_bring_back, parameters)
+        yield
+
+
+def _file(stack: contextlib.ExitStack) -> Path:
+    """Make an empty file in the cache folder that is gone at the end of ``stack`` at the latest."""
+    handle, name = tempfile.mkstemp(prefix="weights-", dir=models.cache_folder())
+    os.close(handle)
+    stack.callback(_remove, Path(name))
+    return Path(name)
+
+
+def _replace(parameters: list[nn.Parameter], path: Path) -> None:
+    """Write the parameters' numbers into the file and let them read from there; all of them or none."""
+    starts, at = [], 0
+    with open(path, "wb") as file:
+        for parameter in parameters:
+            at = -(-at // ALIGNED) * ALIGNED
+            starts.append(at)
+            file.seek(at)
+            at += file.write(parameter.detach().view(-1).view(torch.uint8).numpy())
+    # Private pages (mode "c"): a write would not reach the file. One map a tensor, so that each goes with its own.
+    sizes = [p.numel() * p.element_size() for p in parameters]
+    maps = [np.memmap(path, np.uint8, "c", start, size) for start, size in zip(starts, sizes, strict=True)]
+    _remove(path)  # what is mapped stays until nobody reads from it; a run that is killed leaves nothing
+    for parameter, mapped in zip(parameters, maps, strict=True):
+        parameter.data = torch.from_numpy(mapped).view(parameter.dtype).view(parameter.shape)
+
+
+def _bring_back(parameters: list[nn.Parameter]) -> None:
+    release_freed_memory()  # what was done meanwhile left its own behind
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows removes no file that is mapped, so it is tried again at the end
+        path.unlink()
+
+
+def release_freed_memory() -> None:
+    """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
