@@ -34,7 +34,7 @@ DATA = {
 }
 NAMES = ("negative", "positive")
 TEACHER = {"base": "minilm-l6", "epochs": 2, "batch": 16, "lr": 3e-5, "max_length": 128, "seed": 7}
-KEEP = "validation", "test"
+SPLITS = "validation", "test"
 
 
 def write_data(archive: bytes, file: str, folder: Path) -> dict[str, int]:
@@ -83,12 +83,17 @@ def fine_tune(data: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def tinylib(*words: str | Path) -> dict:
-    """Run one command and return what it printed as JSON."""
-    done = subprocess.run([sys.executable, "-m", "tinylib", *map(str, words), "--json"], capture_output=True, text=True)
+def tinylib(*words: str | Path) -> str:
+    """Run one command; return what it printed."""
+    done = subprocess.run([sys.executable, "-m", "tinylib", *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"tinylib {words[0]} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    return done.stdout
+
+
+def accuracy(model: Path, data: Path, split: str) -> float:
+    """Return a model's accuracy on a split, as `tinylib evaluate` says it."""
+    return round(json.loads(tinylib("evaluate", "--model", model, "--data", data, "--split", split, "--json"))["accuracy"], 4)
 
 
 def measure(name: str, archive: bytes, seeds: list[int]) -> None:
@@ -101,13 +106,13 @@ def measure(name: str, archive: bytes, seeds: list[int]) -> None:
         data, teacher = Path(where) / "data", Path(where) / "teacher"
         rows = write_data(archive, DATA[name], data)
         fine_tune(data, teacher)
-        reference = {s: round(tinylib("evaluate", "--model", teacher, "--data", data, "--split", s)["accuracy"], 4) for s in KEEP}
+        reference = {split: accuracy(teacher, data, split) for split in SPLITS}
         print(f"{name}: {rows}, teacher {reference}", flush=True)
         for seed in missing:
             out = Path(where) / f"student{seed}"
-            found = tinylib("distill", "--teacher", teacher, "--data", data, "--seed", seed, "--out", out)
-            row = {"seed": seed, "test": round(found["accuracy"], 4), "seconds": found["seconds"]}
-            row["validation"] = round(tinylib("evaluate", "--model", out, "--data", data, "--split", "validation")["accuracy"], 4)
+            tinylib("distill", "--teacher", teacher, "--data", data, "--seed", seed, "--out", out)
+            seconds = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["seconds"]
+            row = {"seed": seed, **{split: accuracy(out, data, split) for split in SPLITS}, "seconds": seconds}
             print(f"{name}, seed {seed}: {row}", flush=True)
             more = {"rows": rows, "teacher": reference, "command": "python benchmarks/unseen.py"}
             results.add("tinylib distill", row, machine=machine("highest"), **more)

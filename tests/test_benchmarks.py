@@ -1,10 +1,13 @@
 """The measurements' small parts: results that can be added to, runs of equal length, and the speed benchmark at tiny shapes."""
 
+import csv
+import io
 import json
 import math
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import ROOT
@@ -16,6 +19,7 @@ import speed
 import speed_report
 import structured
 import torch
+import unseen
 
 from tinylib import train
 from tinylib.bert import Bert, BertConfig
@@ -163,3 +167,29 @@ def test_two_floors_in_series_are_slower_than_either():
     }}  # fmt: skip
     pace = speed_report.paces(found, mean=10.0, by="seconds")["intermediate"]
     assert pace == {"floor_teacher": [3.0], "floor_student": [6.0], "floor_both": [2.0]}
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    """Return a .tar.gz of files in memory."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_unseen_data_are_labelled_by_the_sign_of_their_rating_and_split_once(tmp_path):
+    lines = [f"{n}\t{rating}\tsentence, number {n} &amp; more" for n, rating in enumerate([1.5, -0.5] * 20)]
+    lines += ["40\t0\tneither", "41\t2.0\tsentence, number 0 &amp; more"]  # no sign; a text that was there before
+    inner = packed({"hutto_ICWSM_2014/a.txt": "\n".join(lines).encode()})
+    rows = unseen.write_data(packed({unseen.build.INNER: inner}), "a.txt", tmp_path / "data")
+    assert rows == {"train": 32, "validation": 4, "test": 4}
+    seen = {}
+    for part in rows:
+        with open(tmp_path / "data" / f"{part}.csv", encoding="utf-8", newline="") as file:
+            seen |= {row["text"]: row["label"] for row in csv.DictReader(file)}
+    assert len(seen) == 40
+    assert seen["sentence, number 0 & more"] == "positive"
+    assert seen["sentence, number 1 & more"] == "negative"
