@@ -19,7 +19,7 @@ from speed_meter import Meter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tinylib import layers, measure, train
+from tinylib import layers, measure, onednn, paging, train
 from tinylib.bert import Bert
 from tinylib.losses import soft_target_loss
 from tinylib.text import Encoded, LengthBuckets
@@ -97,7 +97,8 @@ def intermediate(job: dict, meter: Meter, teacher: Bert, student: Bert, cached: 
     meter.ready()
     layer_map = layers.LayerMap(job["layer_map"])
     loss_fn = layers.matching_loss(teacher, layer_map, layers.Weights(), outputs[0] if cached else None)
-    run(job, meter, layers.Distiller(student, projections), loss_fn)
+    with paging.aside(teacher) if cached else contextlib.nullcontext():  # as distill.distill_intermediate does
+        run(job, meter, layers.Distiller(student, projections), loss_fn)
 
 
 def prediction(job: dict, meter: Meter, teacher: Bert, student: Bert, cached: bool) -> None:
@@ -118,7 +119,8 @@ def prediction(job: dict, meter: Meter, teacher: Bert, student: Bert, cached: bo
 
     meter.fill = fill
     meter.ready()
-    run(job, meter, student, losses)
+    with paging.aside(teacher) if cached else contextlib.nullcontext():
+        run(job, meter, student, losses)
 
 
 def unpadded(job: dict) -> list[Tensor]:
@@ -142,7 +144,12 @@ def repeat(job: dict, meter: Meter, step: Callable[[Tensor], object]) -> None:
 def floor_teacher(job: dict, meter: Meter) -> None:
     """Run the teacher forward alone."""
     teacher = Bert.from_pretrained(job["teacher"])
-    repeat(job, meter, torch.inference_mode()(teacher))
+
+    def step(ids: Tensor) -> None:
+        with torch.inference_mode(), onednn.products():
+            teacher(ids)
+
+    repeat(job, meter, step)
 
 
 def floor_student(job: dict, meter: Meter) -> None:
