@@ -481,3 +481,5 @@ def test_wrong_arguments_are_refused(model, tokenizer, vectors):
         vectors.nearest("film", 0)
     with pytest.raises(UserError, match="1 words but 2 vectors"):
         WordVectors(["a"], torch.eye(2))
+    with pytest.raises(UserError, match="'a' stands twice"):
+        WordVectors(["a", "b", "a"], torch.eye(3))

@@ -211,6 +211,12 @@ def test_masks_are_saved_in_one_bit_a_weight(model, tmp_path):
     assert bits / 8 <= file.stat().st_size <= bits / 8 + 200 * len(masks.keep)  # 200: a header's entry
 
 
+@pytest.mark.parametrize("shape", [(10**12, [[]]), (-8, -1), (2.0, 4), ("8",), (None,)])
+def test_a_mask_of_a_shape_that_is_none_is_refused_before_memory_is_taken(shape):
+    with pytest.raises(ValueError, match="is no shape"):
+        unpack(pack(torch.ones(8, dtype=torch.bool)), shape)
+
+
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_file_without_masks_is_refused(tmp_path, content):
     file = tmp_path / "x.safetensors"

@@ -64,6 +64,9 @@ class WordVectors:
             raise UserError(f"{len(words)} words but {len(vectors)} vectors; give one vector a word, in the same order")
         self.words = list(words)
         self.rows = {word: row for row, word in enumerate(self.words)}
+        if len(self.rows) < len(self.words):  # the second would be the first one's nearest neighbour
+            twice = next(word for row, word in enumerate(self.words) if self.rows[word] != row)
+            raise UserError(f"the word {twice!r} stands twice; give one vector a word")
         # In float64 no rounding can swap two neighbours, however many words are looked up at once.
         self.directions = F.normalize(vectors.double(), dim=-1)
         self.unfit = torch.tensor([not is_word(word) for word in self.words])

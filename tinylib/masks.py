@@ -143,6 +143,8 @@ def pack(keep: Bool[Tensor, "*shape"]) -> Tensor:
 
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
     """Return the mask of the given shape that ``pack`` packed."""
+    if not all(isinstance(n, int) and n >= 0 for n in shape):  # a list times 10¹² would be a list of that length
+        raise ValueError(f"{shape} is no shape")
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.ndim != 1 or len(packed) != -(-count // 8):
         raise ValueError(f"{tuple(packed.shape)} {packed.dtype} is no mask of {shape}")
