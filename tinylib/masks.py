@@ -131,7 +131,7 @@ class Masks:
         try:
             with safe_open(file, framework="pt") as stored:
                 shapes = json.loads((stored.metadata() or {})["shapes"])
-                return cls({n: unpack(stored.get_tensor(n), tuple(shape)) for n, shape in shapes.items()})
+                return cls({n: unpack(stored.get_tensor(n), _shape(shape)) for n, shape in shapes.items()})
         except DAMAGE as error:
             raise UserError(f"{file} holds no masks ({first_line(error)}); save them again with Masks.save") from None
 
@@ -141,10 +141,15 @@ def pack(keep: Bool[Tensor, "*shape"]) -> Tensor:
     return torch.from_numpy(np.packbits(keep.cpu().numpy()))
 
 
+def _shape(found) -> tuple[int, ...]:
+    """Return what JSON says of a shape, if it is one: a list in the place of a number, times 10¹², would fill the memory."""
+    if not (isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)):
+        raise ValueError(f"{found} is no shape")
+    return tuple(found)
+
+
 def unpack(packed: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
     """Return the mask of the given shape that ``pack`` packed."""
-    if not all(isinstance(n, int) and n >= 0 for n in shape):  # a list times 10¹² would be a list of that length
-        raise ValueError(f"{shape} is no shape")
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.ndim != 1 or len(packed) != -(-count // 8):
         raise ValueError(f"{tuple(packed.shape)} {packed.dtype} is no mask of {shape}")
