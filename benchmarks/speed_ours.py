@@ -19,7 +19,7 @@ from speed_meter import Meter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tinylib import layers, measure, onednn, paging, train
+from tinylib import layers, measure, paging, train
 from tinylib.bert import Bert
 from tinylib.losses import soft_target_loss
 from tinylib.text import Encoded, LengthBuckets
@@ -144,12 +144,7 @@ def repeat(job: dict, meter: Meter, step: Callable[[Tensor], object]) -> None:
 def floor_teacher(job: dict, meter: Meter) -> None:
     """Run the teacher forward alone."""
     teacher = Bert.from_pretrained(job["teacher"])
-
-    def step(ids: Tensor) -> None:
-        with torch.inference_mode(), onednn.products():
-            teacher(ids)
-
-    repeat(job, meter, step)
+    repeat(job, meter, lambda ids: layers.teacher_forward(teacher, {"ids": ids, "mask": None, "segments": None}))
 
 
 def floor_student(job: dict, meter: Meter) -> None:

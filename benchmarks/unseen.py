@@ -9,7 +9,6 @@ the file already holds is not repeated. Options: --data reviews tweets editorial
 
 import argparse
 import csv
-import html
 import json
 import subprocess
 import sys
@@ -32,26 +31,19 @@ DATA = {
     "tweets": "tweets_GroundTruth.txt",
     "editorials": "nytEditorialSnippets_GroundTruth.txt",
 }
-NAMES = ("negative", "positive")
+NAMES = "negative", "positive"
 TEACHER = {"base": "minilm-l6", "epochs": 2, "batch": 16, "lr": 3e-5, "max_length": 128, "seed": 7}
 SPLITS = "validation", "test"
 
 
 def write_data(archive: bytes, file: str, folder: Path) -> dict[str, int]:
     """Write train.csv, validation.csv and test.csv with labels by name; return the number of rows of each."""
-    numbers, texts, labels = [], [], []
-    raw = build.member(build.member(archive, build.INNER), f"hutto_ICWSM_2014/{file}")
-    for number, line in enumerate(raw.decode("utf-8", errors="replace").splitlines(), start=1):
-        _, rating, text = line.split("\t", 2)
-        if float(rating) and text.strip():
-            numbers.append(number)
-            texts.append(html.unescape(text.strip()))
-            labels.append(NAMES[float(rating) > 0])
-    parts = datasets.split(datasets.Rows(file, numbers, texts, None, labels), seed=0)
+    parts = build.rated(archive, f"hutto_ICWSM_2014/{file}")
     folder.mkdir(parents=True)
     for name, rows in parts.items():
+        labelled = zip(rows.texts, (rows.names[label] for label in rows.labels), strict=True)
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as out:
-            csv.writer(out).writerows([("text", "label"), *zip(rows.texts, rows.labels, strict=True)])
+            csv.writer(out).writerows([("text", "label"), *labelled])
     return {name: len(rows.texts) for name, rows in parts.items()}
 
 

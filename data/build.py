@@ -94,8 +94,13 @@ def member(archive: bytes, name: str) -> bytes:
 
 
 def movie_reviews(archive: bytes) -> dict[str, datasets.Rows]:
-    """Label each sentence by the sign of its mean rating (-4 to 4, some 20 raters); 0 is dropped."""
-    lines = member(member(archive, INNER), RATINGS).decode("utf-8").split("\r\n")
+    """Critics' sentences of film reviews."""
+    return rated(archive, RATINGS)
+
+
+def rated(archive: bytes, ratings: str) -> dict[str, datasets.Rows]:
+    """Label each sentence of a file of ratings by the sign of its mean rating (-4 to 4, some 20 raters); 0 is dropped."""
+    lines = member(member(archive, INNER), ratings).decode("utf-8").split("\r\n")
     numbers, texts, labels = [], [], []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -105,7 +110,7 @@ def movie_reviews(archive: bytes) -> dict[str, datasets.Rows]:
             numbers.append(number)
             texts.append(html.unescape(sentence))  # the source has &amp; for & in a few titles
             labels.append(int(float(rating) > 0))
-    rows = datasets.Rows(RATINGS, numbers, texts, None, labels, names=("negative", "positive"))
+    rows = datasets.Rows(ratings, numbers, texts, None, labels, names=("negative", "positive"))
     return datasets.split(rows, SEED)
 
 

@@ -183,7 +183,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 def test_unseen_data_are_labelled_by_the_sign_of_their_rating_and_split_once(tmp_path):
     lines = [f"{n}\t{rating}\tsentence, number {n} &amp; more" for n, rating in enumerate([1.5, -0.5] * 20)]
     lines += ["40\t0\tneither", "41\t2.0\tsentence, number 0 &amp; more"]  # no sign; a text that was there before
-    inner = packed({"hutto_ICWSM_2014/a.txt": "\n".join(lines).encode()})
+    inner = packed({"hutto_ICWSM_2014/a.txt": "\r\n".join(lines).encode()})
     rows = unseen.write_data(packed({unseen.build.INNER: inner}), "a.txt", tmp_path / "data")
     assert rows == {"train": 32, "validation": 4, "test": 4}
     seen = {}

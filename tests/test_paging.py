@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_a_small_model_and_a_disk_without_room_change_nothing(cache, monkeypatch
         assert [p.data_ptr() for p in model.parameters()] == addresses
 
 
-def test_a_full_disk_leaves_the_weights_where_they_are(cache, monkeypatch):
+def test_a_disk_that_fills_up_gets_its_room_back_at_once_and_the_weights_stay(cache, monkeypatch):
     model = small()
     addresses = [p.data_ptr() for p in model.parameters()]
 
@@ -67,7 +68,17 @@ def test_a_full_disk_leaves_the_weights_where_they_are(cache, monkeypatch):
     monkeypatch.setattr(np, "memmap", full)
     with paging.aside(model, least=1):
         assert [p.data_ptr() for p in model.parameters()] == addresses
-    assert not list(cache.iterdir())
+        assert not list(cache.iterdir())
+
+
+def test_what_checkpoints_may_need_is_left_to_them(cache, monkeypatch):
+    model = small()
+    size, addresses = sum(p.nbytes for p in model.parameters()), [p.data_ptr() for p in model.parameters()]
+    for spare, stays in ((-1, True), (0, False)):
+        free = paging.SPARE * size + spare
+        monkeypatch.setattr(paging.shutil, "disk_usage", lambda folder, free=free: types.SimpleNamespace(free=free))
+        with paging.aside(model, least=1):
+            assert ([p.data_ptr() for p in model.parameters()] == addresses) is stays
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

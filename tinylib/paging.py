@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from tinylib import models
 
 LEAST = 50_000_000  # bytes; below, the file is not worth its trouble
+SPARE = 4  # the file is not necessary, and checkpoints are: it must not take their room
 ALIGNED = 64  # bytes: where a tensor may begin in the file
 
 
@@ -21,16 +23,19 @@ ALIGNED = 64  # bytes: where a tensor may begin in the file
 def aside(model: nn.Module, least: int = LEAST) -> Iterator[None]:
     """While this is entered, the parameters of a model of ``least`` bytes or more are mapped from a file in the cache folder.
 
-    The model works as before, to the bit: what is read comes back page by page. On leaving it lies in memory again. Where the file
-    cannot be written, and for a model that is not on the CPU, nothing happens.
+    The model works as before, to the bit: what is read comes back page by page. On leaving it lies in memory again. For a model
+    that is not on the CPU, and where the disk has not ``SPARE`` times the room, nothing happens.
     """
     parameters = [p for p in model.parameters() if p.device.type == "cpu" and p.is_contiguous()]
-    large = sum(p.numel() * p.element_size() for p in parameters) >= max(least, 1)
+    size = sum(p.numel() * p.element_size() for p in parameters)
     with contextlib.ExitStack() as stack:
-        if large:
-            with contextlib.suppress(OSError):
-                _replace(parameters, _file(stack))
-                stack.callback(_bring_back, parameters)
+        if size >= max(least, 1):
+            try:
+                if shutil.disk_usage(models.cache_folder()).free >= SPARE * size:
+                    _replace(parameters, _file(stack))
+                    stack.callback(_bring_back, parameters)
+            except OSError:
+                stack.close()  # what was written goes at once, not after the training
         yield
 
 
