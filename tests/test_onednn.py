@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import layers, onednn
 from tinylib.bert import Bert
@@ -75,6 +76,19 @@ def test_a_teacher_says_the_same_with_it_and_without(asked, monkeypatch):
         for layer, value in getattr(said[True], kind).items():
             assert torch.allclose(value, getattr(said[False], kind)[layer], atol=1e-5)
     assert torch.allclose(said[True].logits, said[False].logits, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7)])
+def test_its_products_are_counted_as_pytorchs_own_are(shape):
+    x, weight = numbers(*shape), numbers(11, 7)
+    for bias in (None, numbers(11)):
+        counted = []
+        for mode in (onednn.OneDNN(), nullcontext()):
+            with torch.inference_mode(), FlopCounterMode(display=False) as counter, mode:
+                F.linear(x, weight, bias)
+            counted.append(counter.get_total_flops())
+        assert counted == [2 * x.numel() * 11] * 2  # 2 operations for each multiply-add
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import register_flop_formula
 
 
 @functools.cache
@@ -43,6 +44,15 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
     exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
     return plain and exact and not torch.is_grad_enabled() and x.dim() > 1 and x.numel() > 0
+
+
+def _flops(x: torch.Size, weight: torch.Size, *_: object, out_val: object = None, **__: object) -> int:
+    """Count a product's operations, a multiply-add as 2, from shapes: FlopCounterMode knows PyTorch's own products only."""
+    return 2 * x.numel() * weight[0]
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
 def products() -> AbstractContextManager:
