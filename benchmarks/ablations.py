@@ -97,6 +97,7 @@ def variants(full: Settings) -> dict[str, Variant]:
         "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}, distilled, "top mapping"),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}, distilled, "bottom mapping"),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),
+        "teacher's outputs in int8": Variant({"cache_dtype": "int8"}, distilled),
         "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
         "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
         "soft targets only, random start": Variant(only_prediction | {"start": "random", "augment": 0}, distilled),

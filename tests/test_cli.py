@@ -18,7 +18,7 @@ import transformers
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from tinylib import cli, course, datasets, output, text, train
+from tinylib import cli, course, datasets, output, rowwise, text, train
 from tinylib.bert import TOKENIZER_FILES, Bert
 from tinylib.errors import UserError
 from tinylib.prune import restore_heads
@@ -179,6 +179,19 @@ def test_distill_reports_the_teacher_and_the_retention(place, capsys):
 
 def test_the_command_line_offers_the_precisions_that_training_knows():
     assert cli.PRECISIONS == train.PRECISIONS
+    assert tuple(rowwise.FORMATS) == cli.CACHE_DTYPES
+
+
+def test_the_teachers_outputs_may_be_kept_in_int8_or_not_at_all(place, tmp_path):
+    losses = {}
+    for options in (["--cache-dtype", "int8"], ["--cache-dtype", "float16"], ["--cache-gb", "0"]):
+        out = tmp_path / options[-1]
+        assert cli.main(tiny_distillation(place, out, *options)) == 0
+        assert str(metrics(out)["settings"][options[0][2:].replace("-", "_")]).removesuffix(".0") == options[1]
+        losses[options[-1]] = Bert.from_pretrained(out).embeddings.word.weight.detach()
+    for name in ("int8", "float16"):
+        difference = (losses[name] - losses["0"]).norm() / losses["0"].norm()
+        assert 0 < difference < 0.02, name
 
 
 def test_distill_starts_from_a_general_student(place, tmp_path):
@@ -428,6 +441,8 @@ BAD_INPUTS = [
     (DISTILL + " --layer-map 0,1", "must name a teacher layer ≥ 1"),
     (DISTILL + " --start fresh", "start='fresh' is not one of"),
     (DISTILL + " --temperature 0", "'0' is not a number greater than 0"),
+    (DISTILL + " --cache-gb -1", "'-1' is not a number of at least 0"),
+    (DISTILL + " --cache-dtype int4", "invalid choice: 'int4'"),
     (DISTILL + " --general {b}/other", "number their tokens differently"),
     (DISTILL.replace("{p}/teacher", "{b}/weak"), "%, not above the largest class's share 50.0%"),
     (DISTILL + " --unlabelled {b}/gone.txt", "gone.txt is no file: give a .txt file of one text a line"),

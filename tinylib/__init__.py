@@ -16,8 +16,8 @@ PYTHON = (3, 10)  # the oldest that runs the package
 MODULES = (
     "typecheck", "errors", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
     "attention", "config", "bert", "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "onednn",
-    "train", "tasks", "augment", "losses", "student", "layers", "corpus", "mlm", "general", "distill", "masks", "structure",
-    "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets", "checks",
+    "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
+    "structure", "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets", "checks",
     "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 

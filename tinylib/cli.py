@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")  # train.PRECISIONS: --help must not wait for torch
+CACHE_DTYPES = ("float16", "int8")  # rowwise.FORMATS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,6 +132,10 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
     sub.add_argument("--temperature", type=_rate, default=1.0, help="of the soft targets (default 1; scores have none)")
+    room = "what the teacher says of each text is kept on disk up to this size, else computed anew each epoch (default 3)"
+    sub.add_argument("--cache-gb", type=_amount, default=None, metavar="GB", help=room)
+    kept = "how it is kept (default float16; int8: half the room)"
+    sub.add_argument("--cache-dtype", choices=CACHE_DTYPES, default=None, help=kept)
     _run_options(sub)
     _precision_option(sub)
     _logs_option(sub)
@@ -194,6 +199,7 @@ _count = _number(int, lambda n: 1 <= n < 2**31, "a whole number of at least 1")
 _count0 = _number(int, lambda n: 0 <= n < 2**31, "a whole number of at least 0")
 _seed = _number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2147483647")
 _rate = _number(float, lambda x: 0 < x < float("inf"), "a number greater than 0")
+_amount = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 _share = _number(float, lambda x: 0 <= x < 1, "a share of at least 0 and less than 1")
 
 

@@ -116,6 +116,7 @@ def distill(args) -> int:
         "start": args.start, "layer_map": args.layer_map, "epochs_intermediate": args.epochs_intermediate,
         "epochs_prediction": args.epochs_prediction, "student": args.student, "temperature": args.temperature,
         "batch_size": args.batch_size, "seed": args.seed, "augment": args.augment,
+        "cache_gb": args.cache_gb, "cache_dtype": args.cache_dtype,
     }  # fmt: skip
     settings = course.settings_for(args.data).replace(**{k: v for k, v in chosen.items() if v is not None})
     run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint}

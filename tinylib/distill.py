@@ -85,6 +85,7 @@ class Settings:
     lr_prediction: float = 1e-4
     batch_size: int = 32
     cache_gb: float = 3.0  # teacher outputs are kept on disk up to this size, else computed anew each epoch
+    cache_dtype: str = "float16"  # or "int8", half the room
     seed: int = 0
 
     def replace(self, **changes) -> "Settings":
@@ -114,8 +115,8 @@ def distill_intermediate(
 ) -> tuple[Projections, History]:
     """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1).
 
-    The teacher's outputs are kept on disk meanwhile if ``settings.cache_gb`` allows (``layers.teacher_outputs``), and longer
-    with ``keep_outputs``, for another run on the same texts.
+    The teacher's outputs are kept on disk meanwhile, in ``settings.cache_dtype``, if ``settings.cache_gb`` allows
+    (``layers.teacher_outputs``), and longer with ``keep_outputs``, for another run on the same texts.
     """
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
@@ -124,9 +125,11 @@ def distill_intermediate(
     wanted, outputs = Wanted.by(layer_map, weights), contextlib.nullcontext()
     layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
     heads = math.gcd(teacher.config.num_attention_heads, student.config.num_attention_heads)
-    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads)
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, settings.cache_dtype)
     if settings.epochs_intermediate and size <= settings.cache_gb * 1e9:
-        outputs = teacher_outputs(teacher, examples, *layers, keep=keep_outputs, heads=heads)
+        outputs = teacher_outputs(
+            teacher, examples, *layers, keep=keep_outputs, heads=heads, dtype=settings.cache_dtype
+        )
     with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
         history = fit(
             Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed),

@@ -28,6 +28,7 @@ from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
 from tinylib.paging import release_freed_memory
+from tinylib.rowwise import Format, format_of
 from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
@@ -166,37 +167,39 @@ def intermediate_losses(
 
 
 class TeacherOutputs:
-    """A teacher's hidden states, scores and value relations for every text, computed once and kept on disk in float16.
+    """A teacher's hidden states, scores and value relations for every text, computed once and kept on disk.
 
     The files are memory-mapped: a batch reads its own rows, and memory stays flat however many texts there are.
     ``batch(rows)`` pads them like the texts; sentences differ in length, so each row is stored at its own. Of several processes
     each keeps those of its own texts (``processes.owned``); of others it gives zeros, which count for nothing. With ``folder`` the
     files are made there, or found there whole (``teacher_outputs`` keeps them in the cache under a key); without, they lie in
     the system's folder for temporary files and go with the object. ``heads``: keep the means of so many groups of heads
-    (``losses.match_heads``) instead of every head.
+    (``losses.match_heads``) instead of every head. ``dtype``: float16, or int8 with a scale for each token's state and for each
+    query's scores, half the room (``rowwise``).
     """
 
-    FILES = "hidden.f16", "square.f16"
+    KINDS = "hidden", "square"  # numbers a token, and a pair of tokens
 
     def __init__(
         self, teacher: Teacher, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
-        folder: Path | None = None, heads: int | None = None,
+        folder: Path | None = None, heads: int | None = None, dtype: str = "float16",
     ):  # fmt: skip
         self.hidden_layers, self.score_layers, self.relation_layers = tuple(hidden), tuple(scores), tuple(relations)
         self.width, self.heads = teacher.config.hidden_size, heads or teacher.config.num_attention_heads
+        self.format = format_of(dtype)
         n = _owned_lengths(examples)
         self.lengths = n.tolist()
-        states, pairs = self._numbers(teacher, n, hidden, scores, relations, heads)
-        self.offsets = [F.pad(part.cumsum(0), (1, 0)).tolist() for part in (states, pairs)]
+        parts = self._items(teacher, n, hidden, scores, relations, heads, self.format)
+        self.offsets = [F.pad(part.cumsum(0), (1, 0)).tolist() for part in parts]
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="teacher-outputs-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        files = [folder / f"{kind}.{self.format.suffix}" for kind in self.KINDS]
         sizes = [offsets[-1] for offsets in self.offsets]
-        if not all((folder / name).exists() for name in self.FILES):
-            made = [_mapped(folder / name, size, "w+") for name, size in zip(self.FILES, sizes, strict=True)]
-            self._fill(made, teacher, examples)
+        if not all(file.exists() for file in files):
+            self._fill([self._mapped(file, size, "w+") for file, size in zip(files, sizes, strict=True)], teacher, examples)
         # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
-        self.hidden, self.square = (_mapped(folder / name, size, "c") for name, size in zip(self.FILES, sizes, strict=True))
+        self.hidden, self.square = (self._mapped(file, size, "c") for file, size in zip(files, sizes, strict=True))
 
     def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> None:
         device = next(teacher.parameters()).device
@@ -215,44 +218,60 @@ class TeacherOutputs:
                 cuts = (slice(n),), (slice(None), slice(n), slice(n))
                 for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
                     if kind is not None:
-                        file[offsets[row] : offsets[row + 1]] = kind[(i, slice(None), *cut)].flatten().numpy()
+                        packed = self.format.pack(kind[(i, slice(None), *cut)])
+                        file[offsets[row] : offsets[row + 1]] = packed.flatten().numpy()
         for file in files:
             if isinstance(file, np.memmap):
                 file.flush()
 
     @staticmethod
-    def _numbers(teacher: Teacher, lengths: Tensor, hidden, scores, relations=(), heads=None) -> tuple[Tensor, Tensor]:
-        """Return how many numbers each text takes in the two files."""
-        states = lengths * teacher.config.hidden_size * len(hidden)
+    def _items(
+        teacher: Teacher, lengths: Tensor, hidden, scores, relations=(), heads=None, stored: Format | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return how many items of the format each text takes in the two files."""
+        extra = (stored or format_of("float16")).extra
+        states = lengths * (teacher.config.hidden_size + extra) * len(hidden)
         heads = heads or teacher.config.num_attention_heads
-        return states, lengths.square() * heads * (len(scores) + len(relations))
+        return states, lengths * (lengths + extra) * heads * (len(scores) + len(relations))
 
     @classmethod
     def bytes_needed(
         cls, teacher: Teacher, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
-        heads: int | None = None,
+        heads: int | None = None, dtype: str = "float16",
     ) -> int:  # fmt: skip
-        """Return the room on disk that the outputs would take: 2 bytes a number."""
-        parts = cls._numbers(teacher, _owned_lengths(examples), hidden, scores, relations, heads)
-        return 2 * int(sum(part.sum() for part in parts))
+        """Return the room on disk that the outputs would take: 2 bytes a number, or 1 and 2 for each row's scale."""
+        stored = format_of(dtype)
+        parts = cls._items(teacher, _owned_lengths(examples), hidden, scores, relations, heads, stored)
+        return stored.bytes * int(sum(part.sum() for part in parts))
 
     def batch(self, rows: Sequence[int], length: int, device: torch.device) -> BertOutput:
         """Return the outputs of some rows, padded with zeros to ``length`` tokens, in float32."""
         K, S = len(self.hidden_layers), len(self.score_layers) + len(self.relation_layers)
+        extra, unpack = self.format.extra, self.format.unpack
         states = torch.zeros(K, len(rows), length, self.width)
         square = torch.zeros(S, len(rows), self.heads, length, length)
         for i, row in enumerate(rows):
-            n, (at, pairs_at) = self.lengths[row], (offsets[row] for offsets in self.offsets)
+            n = self.lengths[row]
+            own, pairs = (
+                torch.from_numpy(file[offsets[row] : offsets[row + 1]])
+                for file, offsets in zip((self.hidden, self.square), self.offsets, strict=True)
+            )
             if K:
-                states[:, i, :n] = torch.from_numpy(self.hidden[at : at + K * n * self.width]).view(K, n, self.width)
+                states[:, i, :n] = unpack(own.view(K, n, self.width + extra))
             if S:
-                part = self.square[pairs_at : pairs_at + S * self.heads * n * n]
-                square[:, i, :, :n, :n] = torch.from_numpy(part).view(S, self.heads, n, n)
+                square[:, i, :, :n, :n] = unpack(pairs.view(S, self.heads, n, n + extra))
         states, square, first = states.to(device), square.to(device), len(self.score_layers)
         return BertOutput(
             torch.empty(0), None, dict(zip(self.hidden_layers, states, strict=True)),
             dict(zip(self.score_layers, square[:first], strict=True)), dict(zip(self.relation_layers, square[first:], strict=True)),
         )  # fmt: skip
+
+    def _mapped(self, file: Path, size: int, mode: str) -> np.ndarray:
+        """Map a file of ``size`` items; of none, which cannot be mapped, an empty array stands in."""
+        if not size:
+            file.touch()
+            return np.empty(0, self.format.dtype)
+        return np.memmap(file, self.format.dtype, mode, shape=(size,))
 
 
 def _owned_lengths(examples: Batchable) -> Int[Tensor, " N"]:
@@ -261,36 +280,31 @@ def _owned_lengths(examples: Batchable) -> Int[Tensor, " N"]:
     return examples.lengths if own is None else examples.lengths * own
 
 
-def _mapped(file: Path, size: int, mode: str) -> np.ndarray:
-    """Map a file of ``size`` float16 numbers; of none, which cannot be mapped, an empty array stands in."""
-    if not size:
-        file.touch()
-        return np.empty(0, np.float16)
-    return np.memmap(file, np.float16, mode, shape=(size,))
-
-
 @contextlib.contextmanager
 def teacher_outputs(
     teacher: Teacher, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
-    keep: bool = False, heads: int | None = None,
+    keep: bool = False, heads: int | None = None, dtype: str = "float16",
 ) -> Iterator[TeacherOutputs]:  # fmt: skip
     """Give a teacher's outputs from the cache, made first if they are not there, and delete them at the end unless ``keep``.
 
     The key is made of the teacher's weights, the texts, the layers and the precision, so a run that was killed finds what it
-    had made. ``heads``: see ``TeacherOutputs``. Raises UserError, before anything is computed, if the disk has no room for them.
+    had made. ``heads``, ``dtype``: see ``TeacherOutputs``. Raises UserError, before anything is computed, if the disk has no
+    room for them.
     """
     layers = tuple(hidden), tuple(scores), tuple(relations)
-    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads)
+    size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, dtype)
     recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 1}
     recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
     if processes.count() > 1:
         recipe |= {"process": [processes.index(), processes.count()]}
     if heads not in (None, teacher.config.num_attention_heads):
         recipe |= {"heads": heads}
+    if dtype != "float16":
+        recipe |= {"dtype": dtype}
     folder = models.product(
-        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads), size
+        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads, dtype), size
     )
-    yield TeacherOutputs(teacher, examples, *layers, folder, heads)
+    yield TeacherOutputs(teacher, examples, *layers, folder, heads, dtype)
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
         shutil.rmtree(folder, ignore_errors=True)
 
