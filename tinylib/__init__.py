@@ -17,8 +17,8 @@ MODULES = (
     "typecheck", "errors", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
     "attention", "config", "bert", "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "onednn",
     "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
-    "structure", "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets", "checks",
-    "doctor", "output", "reports", "commands", "cli",
+    "structure", "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
+    "checks", "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 
 if sys.version_info < PYTHON:  # before the modules, whose syntax an older Python cannot read
