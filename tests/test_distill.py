@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -494,6 +495,47 @@ SHORT = distill.Settings(
     lr_prediction=5e-3,
     batch_size=8,
 )
+
+
+def counted(teacher, monkeypatch) -> list:
+    """Note the shape of every batch that the teacher reads."""
+    read, forward = [], teacher.forward
+    monkeypatch.setattr(teacher, "forward", lambda ids, *a, **k: read.append(tuple(ids.shape)) or forward(ids, *a, **k))
+    return read
+
+
+def test_one_pass_of_the_teacher_serves_both_steps(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data, read = examples(80), counted(teacher, monkeypatch)
+    distill.distill(teacher, data, SHORT, student=small_student(teacher))
+    assert sum(B for B, _ in read) == len(data), "every text once, for the intermediate and the prediction step together"
+    kept = layers.teacher_logits(teacher, data.encoded)
+    assert sum(B for B, _ in read) == len(data)
+    shutil.rmtree(tmp_path / "products" / "teacher-logits")
+    again = layers.teacher_logits(teacher, data.encoded)
+    assert sum(B for B, _ in read) == 2 * len(data)
+    assert torch.equal(kept, again), "a run that is resumed without the cache must go on to the same weights"
+    torch.testing.assert_close(kept, train.predict(teacher, data.encoded), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["teacher", "texts"])
+def test_logits_of_another_teacher_or_text_are_not_taken(teacher, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data = examples()
+    first = layers.teacher_logits(teacher, data.encoded)
+    with torch.no_grad():
+        if change == "teacher":
+            teacher.classifier.bias[0] += 1
+        else:
+            data.encoded.ids[0][1] += 1
+    assert not torch.equal(layers.teacher_logits(teacher, data.encoded), first)
+
+
+def test_a_cache_that_cannot_be_written_to_keeps_nobody_from_the_logits(teacher, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "file"))  # no folder can be made there
+    data = examples()
+    torch.testing.assert_close(layers.teacher_logits(teacher, data.encoded), train.predict(teacher, data.encoded))
 
 
 def weights_of(result):

@@ -32,6 +32,7 @@ from tinylib.layers import (
     matching_loss,
     student_config,
     teacher_forward,
+    teacher_logits,
     teacher_outputs,
 )
 from tinylib.losses import (
@@ -45,7 +46,7 @@ from tinylib.losses import (
 from tinylib.paging import aside
 from tinylib.student import automatic_start, new_student
 from tinylib.tasks import standard_units
-from tinylib.train import Batch, Examples, History, fit, loader, predict
+from tinylib.train import Batch, Examples, History, fit, loader
 
 __all__ = [
     "Distiller",
@@ -144,8 +145,11 @@ def distill_prediction(
     teacher: Teacher, student: Bert, examples: Examples, settings: Settings, checkpoint: Path | None = None,
     after_epoch=None, after_step=None,
 ) -> History:  # fmt: skip
-    """Train the student's logits on the teacher's, soft targets only (eq. 10; section 3.2, step 2; ``prediction_loss``)."""
-    targets = predict(teacher, examples.encoded, label="teacher logits", shared=True).clone()  # once a sentence
+    """Train the student's logits on the teacher's, soft targets only (eq. 10; section 3.2, step 2; ``prediction_loss``).
+
+    The teacher's are computed once a text, or not at all where the intermediate step has (``layers.teacher_logits``).
+    """
+    targets = teacher_logits(teacher, examples.encoded)
 
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinylib import models, onednn, processes, sharing
+from tinylib import models, onednn, processes, sharing, train
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
@@ -32,6 +33,8 @@ from tinylib.rowwise import Format, format_of
 from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
+
+BATCH = 32  # texts of which the teacher's outputs are computed at a time
 
 
 class LayerMap(tuple):
@@ -179,6 +182,7 @@ class TeacherOutputs:
     """
 
     KINDS = "hidden", "square"  # numbers a token, and a pair of tokens
+    LOGITS = "logits.safetensors"  # what the same pass over the texts says besides (``teacher_logits``)
 
     def __init__(
         self, teacher: Teacher, examples: Batchable, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
@@ -197,14 +201,18 @@ class TeacherOutputs:
         files = [folder / f"{kind}.{self.format.suffix}" for kind in self.KINDS]
         sizes = [offsets[-1] for offsets in self.offsets]
         if not all(file.exists() for file in files):
-            self._fill([self._mapped(file, size, "w+") for file, size in zip(files, sizes, strict=True)], teacher, examples)
+            logits = self._fill([self._mapped(f, size, "w+") for f, size in zip(files, sizes, strict=True)], teacher, examples)
+            if logits is not None:
+                save_file({"logits": logits}, folder / self.LOGITS)
         # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
         self.hidden, self.square = (self._mapped(file, size, "c") for file, size in zip(files, sizes, strict=True))
 
-    def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> None:
+    def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> Tensor | None:
+        """Write the files; return the logits (N, K) of a teacher that has one for each class, if this process has every text."""
         device = next(teacher.parameters()).device
         layers = self.hidden_layers, self.score_layers, self.relation_layers
-        buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, 32, shuffle=False)]
+        buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, BATCH, shuffle=False)]
+        logits: list[Tensor | None] = [None] * len(self.lengths)
         release_freed_memory()
         for rows in tqdm([rows for rows in buckets if rows], desc="teacher outputs", unit="batch", leave=False):
             batch = examples.collate(rows)
@@ -213,8 +221,9 @@ class TeacherOutputs:
             square = [group_heads(one, self.heads) for one in square]
             parts = [out.hidden_states[m] for m in self.hidden_layers], square
             kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
+            whole = out.logits.cpu() if out.logits is not None and out.logits.ndim == 2 else [None] * len(rows)
             for i, row in enumerate(rows):
-                n = self.lengths[row]
+                n, logits[row] = self.lengths[row], whole[i]
                 cuts = (slice(n),), (slice(None), slice(n), slice(n))
                 for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
                     if kind is not None:
@@ -223,6 +232,7 @@ class TeacherOutputs:
         for file in files:
             if isinstance(file, np.memmap):
                 file.flush()
+        return None if not logits or any(row is None for row in logits) else torch.stack(logits)
 
     @staticmethod
     def _items(
@@ -293,7 +303,7 @@ def teacher_outputs(
     """
     layers = tuple(hidden), tuple(scores), tuple(relations)
     size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, dtype)
-    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 1}
+    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 2}
     recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
     if processes.count() > 1:
         recipe |= {"process": [processes.index(), processes.count()]}
@@ -304,9 +314,38 @@ def teacher_outputs(
     folder = models.product(
         "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads, dtype), size
     )
+    if (said := folder / TeacherOutputs.LOGITS).is_file():  # small, and wanted when the rest is gone
+        with contextlib.suppress(UserError):  # nor needed: they can be computed again
+            _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
     yield TeacherOutputs(teacher, examples, *layers, folder, heads, dtype)
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
+    """Return a teacher's logits for every text: from the cache, where ``teacher_outputs`` leaves them too, else computed.
+
+    So one pass of the teacher over the data serves both steps of task distillation, and a run that is resumed.
+    """
+    if processes.count() > 1:  # each has its share only
+        return train.predict(teacher, encoded, label="teacher logits", shared=True).clone()
+
+    computed: list[Tensor] = []
+
+    def make(folder: Path) -> None:
+        # in the batches of TeacherOutputs, that it be the same numbers to the bit, whoever computes them
+        computed.append(train.predict(teacher, encoded, BATCH, label="teacher logits").clone())
+        save_file({"logits": computed[0]}, folder / TeacherOutputs.LOGITS)
+
+    try:
+        return load_file(_keep_logits(teacher, encoded, make) / TeacherOutputs.LOGITS)["logits"]
+    except UserError:  # a cache folder that cannot be written to: nothing that this run needs
+        return computed[0] if computed else train.predict(teacher, encoded, BATCH, label="teacher logits").clone()
+
+
+def _keep_logits(teacher: Teacher, encoded: Encoded, make: Callable[[Path], object]) -> Path:
+    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(encoded), "device": next(teacher.parameters()).device.type}
+    return models.product("teacher-logits", recipe | {"precision": torch.get_float32_matmul_precision()}, make)
 
 
 def weights_hash(model: nn.Module) -> str:

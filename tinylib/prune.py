@@ -18,6 +18,7 @@ from tinylib.bert import Bert
 from tinylib.distill import Settings
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError
+from tinylib.layers import teacher_logits
 from tinylib.losses import prediction_loss
 from tinylib.masks import (
     Masks,
@@ -47,7 +48,7 @@ from tinylib.structure import (
 )
 from tinylib.tasks import label_loss
 from tinylib.text import Encoded, LengthBuckets
-from tinylib.train import Batch, Examples, History, LossFn, classification_loss, fit, predict
+from tinylib.train import Batch, Examples, History, LossFn, classification_loss, fit
 
 __all__ = [
     "GradualPruner", "Importance", "Masks", "Movement", "Recovered", "bitmask_bytes", "by_layer", "cubic_sparsity",
@@ -134,7 +135,7 @@ def teacher_loss(teacher: Teacher, examples: Examples, temperature: float = 1.0,
 
     ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another.
     """
-    targets = predict(teacher, seen or examples.encoded, label="teacher logits").clone()
+    targets = teacher_logits(teacher, seen or examples.encoded)
     if len(targets) != len(examples):
         raise UserError(f"the teacher sees {len(targets)} texts and the student {len(examples)}; encode the same texts for both")
 
