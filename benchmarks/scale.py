@@ -26,6 +26,7 @@ from tinylib.bert import Bert
 from tinylib.config import BertConfig
 
 FILE = FOLDER / "scale.json"
+LONGEST = 64  # texts
 HEAD = {"head": "classification", "labels": ("negative", "positive")}
 
 
@@ -62,9 +63,12 @@ def one(texts: int, dtype: str, shapes: list[str]) -> dict:
     from tinylib import datasets
     from tinylib.text import encode, load_tokenizer
 
-    every = list(datasets.load("movie_reviews")["train"]["text"])
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:texts].tolist()
-    encoded = encode(load_tokenizer("minilm-l6"), [every[row] for row in order], max_length=64)
+    every = encode(load_tokenizer("minilm-l6"), list(datasets.load("movie_reviews")["train"]["text"]), max_length=64)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    # The longest texts are in every size: the most memory is taken by the batch of them, which a small draw would lack.
+    longest = every.lengths[order].argsort(descending=True, stable=True)[:LONGEST]
+    rest = [row for row in range(len(every)) if row not in set(longest.tolist())]
+    encoded = every.select(order[torch.tensor(longest.tolist() + rest)[:texts]].tolist())
     teacher, student = (
         Bert(BertConfig.bert_base(**HEAD) if shape == "bert_base" else BertConfig.parse(shape, num_attention_heads=12, **HEAD),
              torch.Generator().manual_seed(seed)).eval()
