@@ -100,6 +100,8 @@ def variants(full: Settings) -> dict[str, Variant]:
         "teacher's outputs in int8": Variant({"cache_dtype": "int8"}, distilled),
         "labels only, general start": Variant({"augment": 0}, from_labels, "without stage 2"),
         "labels only, random start": Variant({"augment": 0, "start": "random"}, from_labels),
+        "labels only, random start, 5e-4": Variant({"augment": 0, "start": "random", "lr_prediction": 5e-4}, from_labels),
+        "labels only, general start, 5e-4": Variant({"augment": 0, "lr_prediction": 5e-4}, from_labels),
         "soft targets only, random start": Variant(only_prediction | {"start": "random", "augment": 0}, distilled),
     }
 

@@ -16,6 +16,8 @@ RUNS = {
     "both steps": (SETTINGS, ablations.distilled),
     f"{ablations.SPARSITY:.0%} pruned meanwhile": (SETTINGS, ablations.pruned_meanwhile),
     "labels only, random start": (SETTINGS.replace(start="random"), ablations.from_labels),
+    # the rate of the intermediate step, at which the distilled students learn three epochs of five
+    "labels only, random start, 5e-4": (SETTINGS.replace(start="random", lr_prediction=5e-4), ablations.from_labels),
 }
 
 

@@ -231,6 +231,10 @@ def _explain_packing(got, wanted, documents, max_length: int, cls: int, sep: int
             f"{case} you make {len(got)} sequences where {len(wanted)} hold everything: fill each with as many sentences as "
             "fit, the rest of a long sentence included."
         )
+    if len(got) < len(wanted):
+        raise Wrong(
+            f"{case} a sentence longer than the room begins a new sequence; do not fill up the current one with its first tokens."
+        )
     raise Wrong(
         f"{case} a sentence that would fit into the next sequence is cut: only those longer than the room may be."
     )

@@ -127,7 +127,7 @@ def _number(name: str, value) -> float:
 
 @check("precision_recall_f1")
 def precision_recall_f1(attempt) -> None:
-    """Precision, recall and F1 of each class, (C, 3), from a confusion matrix (rows: true classes)."""
+    """Precision, recall and F1 of each class, (K, 3), from a confusion matrix (rows: true classes)."""
     tables = (
         torch.tensor([[50, 3, 2, 9], [8, 40, 7, 1], [0, 5, 30, 6], [4, 11, 0, 20]]),
         torch.tensor([[90, 10], [40, 60]]),
