@@ -5,7 +5,9 @@ with them. ``show(fig, alt)`` puts a figure on the page with its alt text.
 """
 
 import io
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -157,13 +159,15 @@ def pareto(own: Sequence[Mapping], behind: Sequence[Mapping], ax: Axes, cost: st
         unbeaten = row in best
         fill = {"color": COLOURS[0]} if unbeaten else {"markerfacecolor": "white", "markeredgecolor": COLOURS[1]}
         ax.plot(row[cost], 100 * row["accuracy"], "o" if unbeaten else "s", markersize=15, zorder=3, **fill)
-    named = {row["name"] for row in own}
+    named, there = {row["name"] for row in own}, Counter()
     for row in [*own, *(row for row in behind if row["name"] not in named)]:
         mine = row["name"] in named
-        ink = ("white" if row in best else "black") if mine else "0.35"
-        shift = (0, 0) if mine else (0, 9)
-        place = {"textcoords": "offset points", "xytext": shift, "ha": "center", "va": "center"}
-        ax.annotate(str(number[row["name"]]), (row[cost], 100 * row["accuracy"]), **place, color=ink, fontsize=9, zorder=4)
+        place = round(20 * math.log10(row[cost])), round(200 * row["accuracy"])  # half a marker
+        ink = ("white" if row in best and not there[place] else "black") if mine else "0.35"
+        shift = (18 * there[place], 0 if mine else 9)  # one beside the other where models coincide
+        there[place] += 1
+        at = {"textcoords": "offset points", "xytext": shift, "ha": "center", "va": "center"}
+        ax.annotate(str(number[row["name"]]), (row[cost], 100 * row["accuracy"]), **at, color=ink, fontsize=9, zorder=4)
     names = [plt.Line2D([], [], linestyle="", label=f"{n}  {name}") for name, n in number.items()]
     legend = ax.legend(handles=names, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False, handlelength=0)
     for text, name in zip(legend.get_texts(), number, strict=True):
