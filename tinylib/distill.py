@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinylib import general
 from tinylib.bert import Bert
+from tinylib.checkpoint import steps_done
 from tinylib.encoders import Teacher
 from tinylib.errors import UserNote
 from tinylib.layers import (
@@ -127,13 +128,15 @@ def distill_intermediate(
     layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
     heads = math.gcd(teacher.config.num_attention_heads, student.config.num_attention_heads)
     size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, settings.cache_dtype)
-    if settings.epochs_intermediate and size <= settings.cache_gb * 1e9:
+    batches = loader(examples, settings.batch_size, seed=settings.seed)
+    left = settings.epochs_intermediate * len(batches) > steps_done(checkpoint)  # else the teacher has nothing more to say
+    if left and size <= settings.cache_gb * 1e9:
         outputs = teacher_outputs(
             teacher, examples, *layers, keep=keep_outputs, heads=heads, dtype=settings.cache_dtype
         )
     with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
         history = fit(
-            Distiller(student, projections), loader(examples, settings.batch_size, seed=settings.seed),
+            Distiller(student, projections), batches,
             matching_loss(teacher, layer_map, weights, cached), counts=counts_of(weights),
             epochs=settings.epochs_intermediate, lr=settings.lr_intermediate, seed=settings.seed, label="intermediate step",
             checkpoint=checkpoint, after_epoch=after_epoch and (lambda pair, epoch: after_epoch(pair.student, epoch)),
@@ -149,6 +152,8 @@ def distill_prediction(
 
     The teacher's are computed once a text, or not at all where the intermediate step has (``layers.teacher_logits``).
     """
+    if not settings.epochs_prediction:
+        return History()
     targets = teacher_logits(teacher, examples.encoded)
 
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:

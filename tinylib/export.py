@@ -25,6 +25,7 @@ from tinylib.bert import Bert, to_hf
 from tinylib.config import ACTIVATIONS
 from tinylib.course import Prepared
 from tinylib.errors import UserError
+from tinylib.stored import first_line
 from tinylib.text import Encoded
 
 FILE = "model.onnx"
@@ -190,7 +191,7 @@ class Onnx:
         try:
             self.session = runtime.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own classes, one for each kind of damage
-            raise UserError(f"{self.file} cannot be run by ONNX Runtime ({_first(error)}); export it again") from None
+            raise UserError(f"{self.file} cannot be run by ONNX Runtime ({first_line(error)}); export it again") from None
         self.output = self.session.get_outputs()[0].name
         beside = self.file.parent / "config.json"
         self.config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
@@ -208,13 +209,15 @@ class Onnx:
         longest = self.config.get("max_position_embeddings", ids.shape[1])
         if ids.shape[1] > longest:
             raise UserError(f"a sequence of {ids.shape[1]} tokens is longer than max_position_embeddings={longest}; cut it")
+        if int(ids.min()) < 0:  # ONNX counts those from the end of the table
+            raise UserError(f"{self.file} cannot take the id {int(ids.min())}; give ids of the model's own tokenizer")
         mask = torch.ones_like(ids) if mask is None else mask
         batch = {"ids": ids, "mask": mask, "segments": torch.zeros_like(ids) if segments is None else segments}
         try:
             return torch.from_numpy(self.session.run(None, feed(batch))[0])
         except Exception as error:
             remedy = "give ids of the model's own tokenizer"
-            raise UserError(f"{self.file} cannot take these ids ({_first(error)}); {remedy}") from None
+            raise UserError(f"{self.file} cannot take these ids ({first_line(error)}); {remedy}") from None
 
     def predict(self, encoded: Encoded, batch_size: int = 64, label: str | None = None) -> Float[Tensor, "N K"]:
         """Return the logits of every text, in the order given, computed in batches of like length, as ``train.predict``.
@@ -230,10 +233,6 @@ class Onnx:
             rows.append(batch["rows"])
             logits.append(self(batch["ids"], batch["mask"], batch["segments"]))
         return torch.cat(logits)[torch.cat(rows).argsort()]
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,8 @@ def difference_on_random(model: Bert, exported: Onnx | Bert, seed: int = 0) -> f
         wanted, given = (_outputs(m, device)(ids, mask, segments) for m in (model, exported))
         if config.head is None:  # what stands in the padding is nobody's
             wanted, given = wanted[mask], given[mask]
-        largest = max(largest, float((wanted - given).abs().max()))
+        # torch's maximum keeps a NaN, which Python's max would drop
+        largest = float(torch.maximum(torch.tensor(largest), (wanted - given).abs().max()))
     model.train(training)
     return largest
 

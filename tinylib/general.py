@@ -93,7 +93,7 @@ def distill_general(
     to the same weights.
     """
     settings = settings or Settings()
-    fitting(teacher, settings.weights, say=True)
+    weights = fitting(teacher, settings.weights, say=True)
     student = student or first_student(teacher, settings)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
@@ -105,7 +105,7 @@ def distill_general(
 
     history = fit(
         pair, loader(train, settings.batch_size, seed=settings.seed),
-        matching_loss(teacher, layer_map, settings.weights), counts=counts_of(settings.weights),
+        matching_loss(teacher, layer_map, weights), counts=counts_of(weights),
         epochs=math.ceil(settings.steps / len(train)), steps=settings.steps, lr=settings.lr, seed=settings.seed,
         label="general distillation", after_epoch=measure, measure_every=settings.measure_every, checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -164,7 +164,7 @@ Made by
 
 on {card["machine"]}, in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]}
 sequences of at most {s["max_length"]} tokens, seed {s["seed"]}, out of a corpus of {card["corpus_tokens"]:,} tokens
-({", ".join(map(cards.plain, card["corpus"]))}). It starts from the teacher (`start={s["start"]}`).
+({", ".join(map(cards.plain, card["corpus"]))}). Its start: `{s["start"]}`.
 
 Losses on held-out text by layer, every λ = 1:
 
@@ -172,18 +172,19 @@ Losses on held-out text by layer, every λ = 1:
 """
 
 
-def load(folder: Path, teacher: Teacher) -> tuple[Bert, Projections]:
+def load(folder: Path, teacher: Teacher, generator: torch.Generator | None = None) -> tuple[Bert, Projections]:
     """Return the general student with the task teacher's head, cut to size through the last projection, and its projections.
 
     Raises UserError if the student was distilled from a teacher of other sizes.
     """
+    generator = generator or torch.Generator().manual_seed(0)  # draws what neither the folder nor the teacher holds of the head
     told = card(folder)
     if told["teacher"] != _sizes(teacher.config):
         raise UserError(
             f"{folder} was distilled from a teacher of other sizes ({told['teacher']}) than this one "
             f"({_sizes(teacher.config)}); run tinylib general with this teacher's encoder"
         )
-    student = Bert.from_pretrained(folder, head=teacher.config.head, labels=teacher.config.labels or None)
+    student = Bert.from_pretrained(folder, head=teacher.config.head, labels=teacher.config.labels or None, generator=generator)
     student.tokenizer_folder = teacher.tokenizer_folder
     try:
         maps = read_tensors(folder / PROJECTIONS, "copy the folder again")

@@ -49,3 +49,5 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _State.depth -= 1
+    if _State.asked and not _State.depth:  # it came after the last step had begun: nobody else would answer it
+        raise Stopped

@@ -6,20 +6,22 @@ intermediate step of task distillation. Layers are numbered as in the paper: 0 i
 
 import contextlib
 import hashlib
+import json
 import math
+import os
 import shutil
 import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -30,6 +32,7 @@ from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
 from tinylib.paging import release_freed_memory
 from tinylib.rowwise import Format, format_of
+from tinylib.stored import read_tensors
 from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
@@ -311,15 +314,25 @@ def teacher_outputs(
         recipe |= {"heads": heads}
     if dtype != "float16":
         recipe |= {"dtype": dtype}
-    folder = models.product(
-        "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads, dtype), size
-    )
+    for again in (True, False):
+        folder = models.product(
+            "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads, dtype), size
+        )
+        try:
+            outputs = TeacherOutputs(teacher, examples, *layers, folder, heads, dtype)
+            break  # what is mapped stays, whoever deletes it
+        except FileNotFoundError:  # another run of this key has just ended and taken it away
+            if not again:
+                raise
     if (said := folder / TeacherOutputs.LOGITS).is_file():  # small, and wanted when the rest is gone
-        with contextlib.suppress(UserError):  # nor needed: they can be computed again
+        with contextlib.suppress(UserError, FileNotFoundError):  # nor needed: they can be computed again
             _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
-    yield TeacherOutputs(teacher, examples, *layers, folder, heads, dtype)
+    yield outputs
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
-        shutil.rmtree(folder, ignore_errors=True)
+        gone = folder.with_name(f".{folder.name}.{os.getpid()}")  # in one step: nobody finds half of it
+        with contextlib.suppress(OSError):
+            os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
@@ -338,7 +351,7 @@ def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
         save_file({"logits": computed[0]}, folder / TeacherOutputs.LOGITS)
 
     try:
-        return load_file(_keep_logits(teacher, encoded, make) / TeacherOutputs.LOGITS)["logits"]
+        return read_tensors(_keep_logits(teacher, encoded, make) / TeacherOutputs.LOGITS)["logits"]
     except UserError:  # a cache folder that cannot be written to: nothing that this run needs
         return computed[0] if computed else train.predict(teacher, encoded, BATCH, label="teacher logits").clone()
 
@@ -349,8 +362,10 @@ def _keep_logits(teacher: Teacher, encoded: Encoded, make: Callable[[Path], obje
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the sha256 of a model's weights."""
-    digest = hashlib.sha256()
+    """Return the sha256 of what decides a model's answers: its config and its weights."""
+    told = model.model.config.to_dict() if isinstance(model, Encoder) else asdict(model.config)
+    told.pop("_name_or_path", None)
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

@@ -106,6 +106,7 @@ def train_head(
         model, loader(corpus["train"], settings.batch_size, seed=settings.seed), masked_lm_loss(tokenizer, settings),
         epochs=math.ceil(settings.steps / len(corpus["train"])), steps=settings.steps, lr=settings.lr, seed=settings.seed,
         label="masked-LM head", after_epoch=measure, measure_every=settings.measure_every, checkpoint=checkpoint,
+        counts=lambda name, batch: int(batch["mask"].sum()),
     )  # fmt: skip
     return model, history
 

@@ -72,6 +72,7 @@ def output(
         except Timeout:
             remedy = "wait, or name another folder"
             raise UserError(f"--out {shown} is being written by another process; {remedy}") from None
+    replaced = False
     try:
         with _sentences(shown, work):
             if old.exists() and not folder.exists():  # killed between the two steps of a replacement
@@ -81,8 +82,10 @@ def output(
             for name in (CHECKPOINTS, RUN):
                 _remove(work / name)
             _replace(folder, work, old, lock)
+            replaced = True
     finally:
-        if work.exists() and not (run and any(work.glob(f"{CHECKPOINTS}/*.safetensors"))):
+        # once replaced, a working folder is another process's
+        if not replaced and work.exists() and not (any(work.glob(f"{CHECKPOINTS}/*.safetensors"))):
             shutil.rmtree(work, ignore_errors=True)
             for path in new_parents:
                 with contextlib.suppress(OSError):  # not empty: others write there too
@@ -93,7 +96,7 @@ def output(
 def _prepare(work: Path, run: dict | None, resume: bool, shown) -> None:
     """Leave in the working folder the checkpoints that are to be resumed, and nothing else."""
     told = json.loads(json.dumps(run))  # as it reads after having been stored
-    if run and any(work.glob(f"{CHECKPOINTS}/*.safetensors")):
+    if any(work.glob(f"{CHECKPOINTS}/*.safetensors")):
         if not resume:
             remedy = f"go on with --resume, or delete {work} to start over"
             raise UserError(f"an interrupted run into {shown} is there; {remedy}")
@@ -139,7 +142,9 @@ def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
             remedy = "free some space or name a folder on another disk"
             raise UserError(f"the disk of --out {shown} is full; {remedy}") from error
         # The path tells the output's own trouble from that of a file that the command reads.
-        if isinstance(error, OSError) and str(error.filename or "").startswith(str(work.parent)):
+        about, name = Path(str(getattr(error, "filename", None) or "")), work.name.removesuffix(".unfinished")
+        own = [work, work.with_name(f"{name}.old"), work.with_name(name[1:])]
+        if isinstance(error, OSError) and error.filename and any(p in (about, *about.parents) or about in p.parents for p in own):
             why = error.strerror or error
             raise UserError(f"--out {shown} cannot be written ({why}); name another place") from error
         raise

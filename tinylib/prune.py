@@ -93,6 +93,11 @@ class GradualPruner:
         self.final, self.begin, self.end, self.every, self.make = final, begin, end, every, make
         self.masks: Masks | None = None
 
+    def resume(self, model: nn.Module, step: int) -> None:
+        """Take the masks up from the zeros of a checkpoint's model, before a step moves them; ``train.fit`` calls this."""
+        if step >= self.begin:
+            self.masks = Masks({name: model.get_parameter(name).detach() != 0 for name in self.make(model, 0.0).keep})
+
     def __call__(self, model: nn.Module, step: int) -> None:
         """Update the masks if this step is one for it, and apply them."""
         if self.masks:  # before ranking: the step just taken moved the removed weights off zero

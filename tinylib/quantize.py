@@ -6,6 +6,7 @@ wrote and writes another one; what is not a weight matrix or a table stays in fl
 """
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -149,7 +150,7 @@ def torch_dynamic_int8(model: nn.Module) -> nn.Module:
         except ImportError:
             remedy = "use quantize.dynamic_int8 on an ONNX file instead"
             raise UserError(f"PyTorch {torch.__version__} has no quantize_dynamic any more; {remedy}") from None
-        return quantize_dynamic(model.cpu().eval(), {nn.Linear}, dtype=torch.qint8)
+        return quantize_dynamic(copy.deepcopy(model).cpu().eval(), {nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
 def _by_row(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tinylib.bert import Bert
 from tinylib.errors import UserError
-from tinylib.masks import head_sizes, magnitude_mask, whole_count
+from tinylib.masks import head_sizes, whole_count
 from tinylib.text import load_tokenizer
 from tinylib.train import Examples, LossFn, loader
 
@@ -218,17 +218,7 @@ def prune_neurons(model: Bert, share: float) -> Bert:
     those with the smallest product of the two norms go. Every layer loses as many, since ``config.json``
     knows one intermediate_size, so ``transformers`` loads the result.
     """
-    width = model.config.intermediate_size
-    smaller = _empty_copy(model, intermediate_size=width - whole_count(share, width, "neurons"))
-    state = model.state_dict()
-    for i, layer in enumerate(model.layers):
-        size = layer.up.weight.detach().norm(dim=1) * layer.down.weight.detach().norm(dim=0)
-        keep = magnitude_mask(size, share)
-        for name in ("up.weight", "up.bias"):
-            state[f"layers.{i}.{name}"] = state[f"layers.{i}.{name}"][keep]
-        state[f"layers.{i}.down.weight"] = state[f"layers.{i}.down.weight"][:, keep]
-    smaller.load_state_dict(state)
-    return smaller
+    return shrink(model, neurons=share)
 
 
 def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:

@@ -131,7 +131,8 @@ class LengthBuckets(Sampler):
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches()[self.start :])
+        start, self.start = self.start, 0  # for this pass alone: whoever iterates next gets all
+        return iter(self._batches()[start:])
 
     def _batches(self) -> list[list[int]]:
         N, size = len(self.lengths), self.batch_size

@@ -96,6 +96,8 @@ def set_precision(name: str) -> None:
 def precision() -> str:
     """Return the precision that training computes in now: one of ``PRECISIONS``, or "float16" if the launcher says so."""
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed == "fp16" and not torch.cuda.is_available():  # Accelerate computes in float16 on GPUs only
+        mixed = "no"
     return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed) or torch.get_float32_matmul_precision()
 
 
@@ -168,7 +170,7 @@ def fit(
     schedule = linear_schedule(optimizer, total, warmup)
     release_freed_memory()  # what loading and measuring left behind would stand beside what training takes
     history, started = History(), time.perf_counter()
-    state = Checkpoint(checkpoint, model, optimizer, schedule, history)
+    state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan={"steps": total, "steps an epoch": len(buckets)})
     losses, optimizer = accelerator.prepare(Losses(model, loss_fn), optimizer)
     take = Step(accelerator, losses, optimizer, counts, clip, label)
 
@@ -183,6 +185,8 @@ def fit(
 
     with _own_randomness(accelerator.device, seed), interrupt.deferred(), _left_in_evaluation(model):
         step = state.load() if state.exists() else 0
+        if step and hasattr(after_step, "resume"):
+            after_step.resume(model, step)
         before = history.seconds
         bar = tqdm(total=total, initial=step, desc=label, unit="step", leave=False, disable=not processes.is_main())
         # a finished run may have stopped inside an epoch: nothing of it is left to do
@@ -202,7 +206,7 @@ def fit(
                     measure(step)
                 if step == total:
                     break
-                if take.stopped:
+                if take.stopped and step % len(buckets):  # an epoch that is whole is measured first, since no other run would
                     if checkpoint:
                         save(step)
                     raise interrupt.Stopped
@@ -212,6 +216,8 @@ def fit(
                 measure(epoch)
             if checkpoint:  # after measuring, so that a run resumed here lacks no epoch's figures
                 save(step)
+            if take.stopped:
+                raise interrupt.Stopped
         bar.close()
     history.seconds = before + time.perf_counter() - started
     return history
@@ -277,7 +283,8 @@ class Step:
             weights = {name: processes.count() * part for name, part in shares.items()} if shares else dict.fromkeys(losses, 1)
             self.accelerator.backward(sum(weights[name] * value for name, value in losses.items()))
         norm = self.accelerator.clip_grad_norm_(self.losses.parameters(), self.clip)
-        if not torch.isfinite(norm):
+        scaler = self.accelerator.scaler  # float16's: it skips a step whose gradients overflow, and scales less from there on
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
             self._refuse("gradient's norm", float(norm), step, epoch)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -375,12 +382,14 @@ def predict(
     model.eval()
     batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
     logits: list[Tensor] = [torch.empty(0)] * len(own)
-    for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
-        with onednn.products():
-            out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
-        for row, value in zip(batch["rows"].tolist(), out, strict=True):
-            logits[row] = value
-    model.train(training)
+    try:
+        for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
+            with onednn.products():
+                out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
+            for row, value in zip(batch["rows"].tolist(), out, strict=True):
+                logits[row] = value
+    finally:
+        model.train(training)
     if shared:
         return sharing.collect(torch.tensor(own), torch.stack(logits), len(encoded))
     return torch.stack(logits)
