@@ -54,6 +54,20 @@ def test_another_recipe_begins_its_own_part_anew_and_no_other(tmp_path):
     assert runs.Results(file, "questions", RECIPE).has("full", 0)
 
 
+def test_the_rows_of_an_older_recipe_are_kept_aside_for_every_part(tmp_path):
+    file, kept = tmp_path / "r.json", tmp_path / "r.old.json"
+    for seed, part in enumerate(("reviews", "questions")):
+        runs.Results(file, part, RECIPE).add("full", {"seed": seed})
+    assert not kept.exists(), "there was nothing older"
+    for part in ("reviews", "questions"):
+        runs.Results(file, part, RECIPE | {"data": "xyz"}).add("full", {"seed": 7})
+    old = json.loads(kept.read_text(encoding="utf-8"))
+    assert {part: told["runs"] for part, told in old.items()} == {
+        "reviews": {"full": [{"seed": 0}]}, "questions": {"full": [{"seed": 1}]},
+    }  # fmt: skip
+    assert all(told["recipe"]["data"] == "abc" for told in old.values())
+
+
 def test_a_sweep_makes_what_is_missing_seed_by_seed(tmp_path):
     results, made = runs.Results(tmp_path / "r.json", "reviews", RECIPE), []
 

@@ -665,6 +665,45 @@ def test_resuming_with_other_settings_is_refused_and_keeps_the_checkpoints(tmp_p
     interrupted(tmp_path / "out", {"lr": 0.1}, resume=True)
 
 
+def test_a_command_that_cannot_resume_keeps_the_checkpoints_of_another(tmp_path):
+    interrupted(tmp_path / "out", {"lr": 0.1})
+    said = refusal(tmp_path / "out")
+    assert "an interrupted run into" in said
+    assert "go on with --resume, or delete" in said
+    assert files(tmp_path) == {".out.unfinished"}
+    with output.output(tmp_path / "out", run={"lr": 0.1}, resume=True) as work:
+        assert (work / output.CHECKPOINTS / "step.safetensors").read_text() == "kept"
+        fill(work)
+    assert files(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("command", ["prune --model {p}/teacher --data {p}/films.csv", "export --model {p}/teacher --format hf"])
+def test_prune_and_export_refuse_a_folder_with_an_interrupted_run(place, tmp_path, capsys, command):
+    interrupted(tmp_path / "out", {"lr": 0.1})
+    assert cli.main([*command.format(p=place).split(), "--out", f"{tmp_path}/out"]) == 2
+    said = capsys.readouterr().err.rpartition("\r")[2]
+    assert "an interrupted run into" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / ".out.unfinished" / output.CHECKPOINTS / "step.safetensors").read_text() == "kept"
+    assert files(tmp_path) == {".out.unfinished"}
+
+
+def test_once_the_output_is_there_the_working_folder_is_the_next_process_s(tmp_path, monkeypatch):
+    replace, work = output._replace, tmp_path / ".out.unfinished"
+
+    def replace_and_let_another_begin(*args):
+        replace(*args)
+        work.mkdir()
+        (work / "config.json").write_text("another's")
+
+    monkeypatch.setattr(output, "_replace", replace_and_let_another_begin)
+    with output.output(tmp_path / "out") as own:
+        fill(own)
+    assert metrics(tmp_path / "out") == {"is": "new"}
+    assert work.is_dir()
+    assert (work / "config.json").read_text() == "another's"
+
+
 def test_resume_with_nothing_to_resume_starts(tmp_path):
     with output.output(tmp_path / "out", run={"lr": 1}, resume=True) as work:
         fill(work)

@@ -468,6 +468,27 @@ def test_outputs_of_another_teacher_text_layer_or_precision_are_not_taken(teache
         assert len(outputs_in_cache()) == 2
 
 
+def test_outputs_that_another_run_takes_away_before_they_are_opened_are_made_again(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data, product, given = examples(), models.product, []
+
+    def taken_once(kind, *rest):
+        folder = product(kind, *rest)
+        if kind == "teacher-outputs":
+            given.append(folder)
+            if len(given) == 1:
+                shutil.rmtree(folder)
+        return folder
+
+    monkeypatch.setattr(models, "product", taken_once)
+    with layers.teacher_outputs(teacher, data, (0, 2), (2,)) as cached:
+        told = cached.batch([3, 1], 12, torch.device("cpu"))
+    assert len(given) == 2
+    wanted = distill.TeacherOutputs(teacher, data, (0, 2), (2,)).batch([3, 1], 12, torch.device("cpu"))
+    for ours, theirs in ((told.hidden_states, wanted.hidden_states), (told.scores, wanted.scores)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 def test_a_full_disk_is_said_before_anything_is_computed(teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
     monkeypatch.setattr(models.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -529,6 +550,33 @@ def test_logits_of_another_teacher_or_text_are_not_taken(teacher, tmp_path, monk
         else:
             data.encoded.ids[0][1] += 1
     assert not torch.equal(layers.teacher_logits(teacher, data.encoded), first)
+
+
+@pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"num_attention_heads": 2}, {"layer_norm_eps": 1e-3}], ids=str)
+def test_logits_of_the_same_weights_under_another_config_are_not_taken(teacher, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data, (again, other) = examples(), (Bert(teacher.config.replace(**more)).eval() for more in ({}, change))
+    for one in (again, other):
+        one.load_state_dict(teacher.state_dict())
+    assert layers.weights_hash(again) == layers.weights_hash(teacher) != layers.weights_hash(other)
+    first = layers.teacher_logits(teacher, data.encoded)
+    assert torch.equal(layers.teacher_logits(again, data.encoded), first)
+    second = layers.teacher_logits(other, data.encoded)
+    assert not torch.equal(second, first)
+    torch.testing.assert_close(second, train.predict(other, data.encoded), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None], ids=["empty", "garbled", "cut"])
+def test_damaged_logits_in_the_cache_are_computed_anew(teacher, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    data = examples()
+    wanted = layers.teacher_logits(teacher, data.encoded)
+    (file,) = (tmp_path / "products" / "teacher-logits").glob("*/logits.safetensors")
+    whole = file.read_bytes()
+    file.unlink()  # what was given is mapped from it
+    file.write_bytes(whole[:-20] if content is None else content)
+    assert torch.equal(layers.teacher_logits(teacher, data.encoded), wanted)
+    assert file.read_bytes() == whole, "what is damaged is put in order, not met again"
 
 
 def test_a_cache_that_cannot_be_written_to_keeps_nobody_from_the_logits(teacher, tmp_path, monkeypatch):
@@ -642,3 +690,45 @@ def test_a_stopped_run_goes_on_to_the_same_weights(teacher, tmp_path, step, at, 
         ours, wanted = getattr(resumed, history), getattr(whole, history)
         assert ours.losses == wanted.losses
         assert ours.measured == wanted.measured
+
+
+def test_a_run_resumed_in_the_prediction_step_does_not_ask_the_teacher_again(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
+    short = SHORT.replace(epochs_intermediate=2, epochs_prediction=2)  # of 3 steps each
+    original, calls = distill.prediction_loss, []
+
+    def fails(*args):
+        calls.append(1)
+        if len(calls) > 4:
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "prediction_loss", fails)
+        with pytest.raises(Killed):
+            distill.distill(teacher, examples(), short, small_student(teacher), folder=tmp_path / "run")
+    read = counted(teacher, monkeypatch)
+    resumed = distill.distill(teacher, examples(), short, small_student(teacher), folder=tmp_path / "run")
+    assert read == []
+    assert [len(part.losses["loss"]) for part in (resumed.intermediate, resumed.prediction)] == [6, 6]
+
+
+def test_outputs_that_a_stopped_run_has_left_go_when_the_step_is_found_finished(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
+    short = SHORT.replace(epochs_intermediate=1, epochs_prediction=1)
+    distill.distill(teacher, examples(), short, small_student(teacher), folder=tmp_path / "run")
+    wanted = layers.Wanted.by(layers.choose_map(teacher.config, small_student(teacher).config, None), short.weights)
+    with layers.teacher_outputs(teacher, examples(), wanted.teacher_hidden, wanted.teacher_scores, keep=True):
+        assert len(outputs_in_cache()) == 1  # as after a kill between the step's end and their deletion
+    distill.distill(teacher, examples(), short, small_student(teacher), folder=tmp_path / "run")
+    assert outputs_in_cache() == []
+
+
+def test_a_run_without_a_prediction_step_asks_for_no_logits(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    read, student = counted(teacher, monkeypatch), small_student(teacher)
+    before = {name: t.clone() for name, t in student.state_dict().items()}
+    result = distill.distill(teacher, examples(), SHORT.replace(epochs_intermediate=0, epochs_prediction=0), student)
+    assert read == []
+    assert result.prediction.losses == {}
+    assert all(torch.equal(t, before[name]) for name, t in result.student.state_dict().items())

@@ -1,8 +1,10 @@
 """ONNX files: the same answers as PyTorch, fewer bytes, and the command that writes, loads and compares them."""
 
+import copy
 import importlib
 import json
 import logging
+import math
 
 import numpy as np
 import onnx
@@ -237,6 +239,20 @@ def test_torch_int8_is_near_and_leaves_the_model_alone(model):
     assert torch.equal(answers(model, *batch), before)
 
 
+def test_torch_int8_leaves_the_mode_and_the_weights_alone():
+    own = random_model().train()
+    before = {name: t.clone() for name, t in own.state_dict().items()}
+    small = quantize.torch_dynamic_int8(own)
+    assert not small.training
+    assert own.training
+    assert all(module.training for module in own.modules())
+    with torch.no_grad():
+        for module in small.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.zero_()
+    assert all(torch.equal(t, before[name]) for name, t in own.state_dict().items())
+
+
 def test_quantising_leaves_the_log_as_it_was(file, tmp_path):
     logging.disable(logging.NOTSET)
     quantize.dynamic_int8(file, tmp_path / "a.onnx")
@@ -279,6 +295,13 @@ def test_difference_on_random_ids_sees_a_changed_weight(file):
     assert export.difference_on_random(changed, export.Onnx(file)) > 1e-3
 
 
+def test_a_difference_that_is_no_number_is_not_lost(model, file):
+    broken = random_model()
+    broken.classifier.bias.data[1] = math.nan
+    for exported in (model, export.Onnx(file)):
+        assert math.isnan(export.difference_on_random(broken, exported))
+
+
 def test_threads_and_latency(file):
     given = export.Onnx(file, threads=1)
     assert given.threads == 1
@@ -295,6 +318,8 @@ def test_bad_inputs_are_one_sentence(model, file, tmp_path):
         export.Onnx(file)(torch.zeros(1, 513, dtype=torch.long))
     with pytest.raises(UserError, match="give ids of the model's own tokenizer"):
         export.Onnx(file)(torch.full((1, 3), 400))
+    with pytest.raises(UserError, match="cannot take the id -1; give ids of the model's own tokenizer"):
+        export.Onnx(file)(torch.tensor([[3, 7], [-1, 2]]))
     with pytest.raises(UserError, match="does not exist"):
         export.Onnx(tmp_path / "nothing.onnx")
     (tmp_path / "half.onnx").write_bytes(file.read_bytes()[:1000])
@@ -396,4 +421,19 @@ def test_an_export_that_answers_otherwise_is_not_written(place, tmp_path, monkey
     monkeypatch.setattr(export, "difference_on_random", lambda *_: 0.5)
     with pytest.raises(RuntimeError, match="answers otherwise"):
         run(place, tmp_path / "out", "onnx")
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("layout", ["onnx", "onnx-int8"])
+def test_an_export_that_answers_nan_is_not_written(place, tmp_path, monkeypatch, layout):
+    write = export.to_onnx
+
+    def write_broken(model, folder):
+        broken = copy.deepcopy(model)
+        broken.classifier.bias.data[0] = math.nan
+        return write(broken, folder)
+
+    monkeypatch.setattr(export, "to_onnx", write_broken)
+    with pytest.raises(RuntimeError, match="answers otherwise than .*: nan"):
+        run(place, tmp_path / "out", layout)
     assert files(tmp_path) == set()

@@ -10,12 +10,14 @@ import time
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_cli import CHILD, TEXTS, make_checkpoint, wait_until
 
 from tinylib import cli, corpus, general, layers, models, output
 from tinylib.bert import Bert
+from tinylib.encoders import Encoder
 from tinylib.errors import UserError
 from tinylib.student import new_student
 
@@ -261,6 +263,25 @@ def test_a_loaded_student_reads_the_teacher_s_head_through_the_last_projection(s
     wanted = teacher.pooler(projections.maps[-1](states))[:, keep]
     assert torch.allclose(student.pooler(states), wanted, atol=1e-5)
     assert torch.equal(student.classifier.weight, teacher.classifier.weight[:, keep])
+
+
+def test_a_head_that_nobody_gives_is_drawn_from_the_seed_alone(saved, place):
+    """A DistilBERT of the teacher's sizes: its head has a ReLU, so the student's is a new one."""
+    names, vocabulary = ("negative", "positive"), Bert.from_pretrained(place / "base").config.vocab_size
+    config = transformers.DistilBertConfig(vocab_size=vocabulary, n_layers=2, n_heads=4, dim=32, hidden_dim=64)
+    teacher = Encoder(transformers.DistilBertForSequenceClassification(config), names).eval()
+
+    def heads(*generators):
+        for world, generator in enumerate(generators):
+            torch.manual_seed(world)  # what the caller has drawn must not matter
+            student, _ = general.load(saved, teacher, *generator)
+            yield torch.cat([student.pooler.weight, student.classifier.weight])
+
+    plain, again = heads((), ())
+    assert torch.equal(plain, again)
+    one, same_seed, other = heads(*((torch.Generator().manual_seed(seed),) for seed in (1, 1, 2)))
+    assert torch.equal(one, same_seed)
+    assert not torch.equal(one, other)
 
 
 def test_a_teacher_of_other_sizes_is_refused(saved, place, tmp_path):

@@ -131,6 +131,37 @@ def test_sigterm_in_a_training_waits_for_the_step_and_saves(tmp_path):
     assert same(whole, resumed)
 
 
+def told_to_stop_after(last: int):
+    def after_step(own, step):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return after_step
+
+
+def test_sigterm_in_an_epoch_s_last_step_keeps_the_epoch_s_figures(tmp_path):
+    told = run(model(), epochs=3, after_epoch=measure)
+    options = {"epochs": 3, "checkpoint": tmp_path / "run.safetensors", "after_epoch": measure}
+    with interrupt.listening(), pytest.raises(interrupt.Stopped):
+        run(model(), **options, after_step=told_to_stop_after(5))
+    steps = []
+    found = run(model(), **options, after_step=lambda own, step: steps.append(step))
+    assert steps == list(range(7, 19)), "step 6 was the last of its epoch"
+    assert (found.losses, found.measured) == (told.losses, told.measured)
+
+
+@pytest.mark.parametrize("last", [17, 18], ids=["before the last step", "in it"])
+def test_sigterm_at_the_end_of_a_run_is_answered_when_it_has_ended(tmp_path, last):
+    told = run(model(), epochs=3, after_epoch=measure)
+    options = {"epochs": 3, "checkpoint": tmp_path / "run.safetensors", "after_epoch": measure}
+    with interrupt.listening(), pytest.raises(interrupt.Stopped):
+        run(model(), **options, after_step=told_to_stop_after(last))
+    steps = []
+    found = run(model(), **options, after_step=lambda own, step: steps.append(step))
+    assert steps == [], "it had been saved"
+    assert (found.losses, found.measured) == (told.losses, told.measured)
+
+
 def test_sigterm_outside_a_training_stops_at_once():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(interrupt.Stopped), interrupt.listening():

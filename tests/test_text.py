@@ -213,6 +213,15 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(reviews, start):
     assert list(resumed) == list(whole)  # the next epoch is whole again
 
 
+def test_an_interrupted_epoch_is_cut_short_once_only():
+    buckets = text.LengthBuckets(torch.arange(1, 41), 4, seed=4)
+    buckets.set_epoch(2)
+    whole = list(buckets)
+    buckets.set_epoch(2, start=3)
+    assert list(buckets) == whole[3:]
+    assert list(buckets) == whole, "the start is of one pass"
+
+
 def test_no_batch_size_below_one():
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         text.LengthBuckets(torch.tensor([1, 2]), 0)

@@ -1,11 +1,15 @@
 """The training loop: it learns, repeats by its seed, disturbs nobody's random state, and resumes bit for bit."""
 
+import hashlib
 import json
+import os
+import stat
 import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -324,6 +328,43 @@ def test_a_checkpoint_draws_no_random_numbers(tmp_path):
     assert same(plain, saved)
 
 
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [({"epochs": 4}, "24 steps, 6"), ({"steps": 9}, "9 steps, 6"), ({"rows": 40}, "15 steps, 5")],
+    ids=["epochs", "steps", "batches"],
+)
+def test_a_checkpoint_of_another_plan_is_a_sentence(tmp_path, plan, told):
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(Killed):
+        run(model(), epochs=3, checkpoint=file, checkpoint_every=2, after_step=killed_at(5))
+    before, rows = file.read_bytes(), plan.pop("rows", 48)
+    with pytest.raises(UserError) as caught:
+        train.fit(
+            model(), train.loader(examples(rows), 8, seed=5), train.classification_loss, lr=5e-3, seed=3, checkpoint=file,
+            **{"epochs": 3} | plan,
+        )  # fmt: skip
+    assert f"the checkpoint {file} is of a run of 18 steps, 6 steps an epoch, not of {told} steps an epoch" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_a_checkpoint_from_before_plans_were_kept_is_taken(tmp_path):
+    file, whole, resumed = tmp_path / "run.safetensors", model(), model()
+    options = {"epochs": 3, "checkpoint": file, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        run(model(), **options, after_step=killed_at(5))
+    with safe_open(file, framework="pt") as stored:
+        told = stored.metadata()
+    tensors = {name: t.clone() for name, t in load_file(file).items()}  # no longer mapped from what is written anew
+    said = json.loads(told["run"])
+    assert said.pop("plan") == {"steps": 18, "steps an epoch": 6}
+    told["run"] = json.dumps(said)
+    save_file(tensors, file, metadata=told | {"sha256_run": hashlib.sha256(told["run"].encode()).hexdigest()})
+    run(whole, epochs=3)
+    run(resumed, **options)
+    assert same(whole, resumed)
+
+
 def checkpoint_of(file, **changes) -> None:
     run(model(**changes), epochs=1, checkpoint=file)
 
@@ -380,6 +421,31 @@ def test_a_checkpoint_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_half_written_file_goes_with_the_next_save_once_it_is_old(tmp_path):
+    old, fresh, other = (tmp_path / name for name in ("run.1.tmp", "run.2.tmp", "another.3.tmp"))
+    for half in (old, fresh, other):
+        half.write_bytes(b"half")
+    for half in (old, other):
+        os.utime(half, (time.time() - 7200,) * 2)
+    run(model(), epochs=1, checkpoint=tmp_path / "run.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"run.safetensors", "run.2.tmp", "another.3.tmp"}
+
+
+def test_a_file_system_that_syncs_no_folders_ends_no_run(tmp_path, monkeypatch):
+    sync, refused = os.fsync, []
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            refused.append(handle)
+            raise OSError(22, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", files_only)
+    run(model(), epochs=1, checkpoint=tmp_path / "run.safetensors")
+    assert refused
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+
+
 # Mistakes
 
 
@@ -428,6 +494,15 @@ def test_predictions_stand_in_the_order_given_whatever_the_batch_size(batch_size
     with torch.inference_mode():
         alone = [own.eval()(ids[None]).logits[0] for ids in data.encoded.ids]
     torch.testing.assert_close(told, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_error_in_predictions_leaves_the_mode_as_it_was(monkeypatch, training):
+    own = model().train(training)
+    monkeypatch.setattr(own, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.predict(own, examples(5).encoded)
+    assert own.training is training
 
 
 def test_predictions_draw_no_random_numbers():
@@ -494,6 +569,13 @@ def test_a_bfloat16_run_resumes_to_the_same_weights(bfloat16, tmp_path):
 def test_another_precision_than_the_four_is_refused():
     with pytest.raises(UserError, match=r"precision='half' is not one of highest, high, medium, bfloat16"):
         train.set_precision("half")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_launcher_s_float16_is_told_of_gpus_only(monkeypatch, gpu):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert train.precision() == ("float16" if gpu else torch.get_float32_matmul_precision())
 
 
 def test_precisions_are_told_apart():

@@ -27,6 +27,7 @@ from tinylib.layers import (
     Weights,
     choose_map,
     counts_of,
+    drop_outputs,
     first_projections,
     fitting,
     intermediate_losses,
@@ -134,6 +135,8 @@ def distill_intermediate(
         outputs = teacher_outputs(
             teacher, examples, *layers, keep=keep_outputs, heads=heads, dtype=settings.cache_dtype
         )
+    elif settings.epochs_intermediate and not left and not keep_outputs:  # a run that stopped just before it deleted them
+        drop_outputs(teacher, examples, *layers, heads, settings.cache_dtype)
     with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
         history = fit(
             Distiller(student, projections), batches,
@@ -152,7 +155,8 @@ def distill_prediction(
 
     The teacher's are computed once a text, or not at all where the intermediate step has (``layers.teacher_logits``).
     """
-    if not settings.epochs_prediction:
+    if not settings.epochs_prediction and student.config.head != "regression":  # whose head still learns its unit below
+        student.eval()
         return History()
     targets = teacher_logits(teacher, examples.encoded)
 

@@ -209,7 +209,7 @@ class Onnx:
         longest = self.config.get("max_position_embeddings", ids.shape[1])
         if ids.shape[1] > longest:
             raise UserError(f"a sequence of {ids.shape[1]} tokens is longer than max_position_embeddings={longest}; cut it")
-        if int(ids.min()) < 0:  # ONNX counts those from the end of the table
+        if ids.numel() and int(ids.min()) < 0:  # ONNX counts those from the end of the table
             raise UserError(f"{self.file} cannot take the id {int(ids.min())}; give ids of the model's own tokenizer")
         mask = torch.ones_like(ids) if mask is None else mask
         batch = {"ids": ids, "mask": mask, "segments": torch.zeros_like(ids) if segments is None else segments}

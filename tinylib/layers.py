@@ -306,14 +306,7 @@ def teacher_outputs(
     """
     layers = tuple(hidden), tuple(scores), tuple(relations)
     size = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, dtype)
-    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 2}
-    recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
-    if processes.count() > 1:
-        recipe |= {"process": [processes.index(), processes.count()]}
-    if heads not in (None, teacher.config.num_attention_heads):
-        recipe |= {"heads": heads}
-    if dtype != "float16":
-        recipe |= {"dtype": dtype}
+    recipe = _outputs_recipe(teacher, examples, layers, heads, dtype)
     for again in (True, False):
         folder = models.product(
             "teacher-outputs", recipe, lambda made: TeacherOutputs(teacher, examples, *layers, made, heads, dtype), size
@@ -329,10 +322,36 @@ def teacher_outputs(
             _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
     yield outputs
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
-        gone = folder.with_name(f".{folder.name}.{os.getpid()}")  # in one step: nobody finds half of it
-        with contextlib.suppress(OSError):
-            os.replace(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _take_away(folder)
+
+
+def drop_outputs(
+    teacher: Teacher, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
+    heads: int | None = None, dtype: str = "float16",
+) -> None:  # fmt: skip
+    """Delete what ``teacher_outputs`` has left in the cache for a run that stopped, and that needs it no more."""
+    recipe = _outputs_recipe(teacher, examples, (tuple(hidden), tuple(scores), tuple(relations)), heads, dtype)
+    _take_away(models.cache_folder() / "products" / "teacher-outputs" / models.product_key(recipe))
+
+
+def _outputs_recipe(teacher: Teacher, examples: Examples, layers: tuple, heads: int | None, dtype: str) -> dict:
+    recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 2}
+    recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
+    if processes.count() > 1:
+        recipe |= {"process": [processes.index(), processes.count()]}
+    if heads not in (None, teacher.config.num_attention_heads):
+        recipe |= {"heads": heads}
+    if dtype != "float16":
+        recipe |= {"dtype": dtype}
+    return recipe
+
+
+def _take_away(folder: Path) -> None:
+    """Delete a folder in one step, so that nobody finds half of it; where there is none, do nothing."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
@@ -350,10 +369,16 @@ def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
         computed.append(train.predict(teacher, encoded, BATCH, label="teacher logits").clone())
         save_file({"logits": computed[0]}, folder / TeacherOutputs.LOGITS)
 
-    try:
-        return read_tensors(_keep_logits(teacher, encoded, make) / TeacherOutputs.LOGITS)["logits"]
-    except UserError:  # a cache folder that cannot be written to: nothing that this run needs
-        return computed[0] if computed else train.predict(teacher, encoded, BATCH, label="teacher logits").clone()
+    for _ in range(2):
+        try:
+            folder = _keep_logits(teacher, encoded, make)
+        except UserError:  # a cache folder that cannot be written to: nothing that this run needs
+            break
+        try:
+            return read_tensors(folder / TeacherOutputs.LOGITS)["logits"]
+        except (UserError, LookupError):  # damaged: once more
+            _take_away(folder)
+    return computed[0] if computed else train.predict(teacher, encoded, BATCH, label="teacher logits").clone()
 
 
 def _keep_logits(teacher: Teacher, encoded: Encoded, make: Callable[[Path], object]) -> Path:

@@ -379,11 +379,11 @@ def predict(
     shared = shared and len(encoded) >= processes.count() > 1
     own = processes.owned(range(len(encoded))) if shared else list(range(len(encoded)))
     training, device = model.training, next(model.parameters()).device
-    model.eval()
-    batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
     logits: list[Tensor] = [torch.empty(0)] * len(own)
     try:
-        for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
+        model.eval()
+        for batch in tqdm(loader(Examples(encoded.select(own)), batch_size, shuffle=False), desc=label, disable=label is None,
+                          leave=False):  # fmt: skip
             with onednn.products():
                 out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
             for row, value in zip(batch["rows"].tolist(), out, strict=True):
