@@ -37,6 +37,8 @@ from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
 
+# of transformers' configs, besides its private notes: the version that wrote it, and in what the weights were stored
+UNIMPORTANT = ("transformers_version", "architectures", "dtype", "torch_dtype")
 BATCH = 32  # texts of which the teacher's outputs are computed at a time
 
 
@@ -389,7 +391,7 @@ def _keep_logits(teacher: Teacher, encoded: Encoded, make: Callable[[Path], obje
 def weights_hash(model: nn.Module) -> str:
     """Return the sha256 of what decides a model's answers: its config and its weights."""
     told = model.model.config.to_dict() if isinstance(model, Encoder) else asdict(model.config)
-    told.pop("_name_or_path", None)
+    told = {name: value for name, value in told.items() if name[0] != "_" and name not in UNIMPORTANT}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
