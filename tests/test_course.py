@@ -63,7 +63,7 @@ def test_the_student_is_kept_by_its_settings(small, monkeypatch):
     assert student.config.num_hidden_layers == 2
     assert student.config.hidden_size == 16
     kinds = [product["kind"] if isinstance(product, dict) else product.kind for product in models.products()]
-    assert sorted(kinds) == ["student", "teacher"]
+    assert sorted(kinds) == ["student", "teacher", "teacher-logits"]
     monkeypatch.setattr(distill, "distill", None)
     course.student(prepared)
 
