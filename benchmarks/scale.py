@@ -117,7 +117,8 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append({"times": times} | json.loads(done.stdout.split("@")[-1]))
             print(json.dumps(rows[-1]), flush=True)
-    command = f"python benchmarks/scale.py --texts {args.texts} --threads {args.threads} --dtypes {chr(32).join(args.dtypes)}"
+    dtypes = " ".join(args.dtypes)
+    command = f"python benchmarks/scale.py --texts {args.texts} --threads {args.threads} --dtypes {dtypes}"
     save({"command": command, "machine": machine("highest"), "shapes": args.shapes, "rows": rows}, args.out)
 
 

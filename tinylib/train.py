@@ -382,8 +382,8 @@ def predict(
     logits: list[Tensor] = [torch.empty(0)] * len(own)
     try:
         model.eval()
-        for batch in tqdm(loader(Examples(encoded.select(own)), batch_size, shuffle=False), desc=label, disable=label is None,
-                          leave=False):  # fmt: skip
+        batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
+        for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
             with onednn.products():
                 out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
             for row, value in zip(batch["rows"].tolist(), out, strict=True):
