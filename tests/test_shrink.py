@@ -10,7 +10,7 @@ from tinylib import measure, prune, structure
 from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.text import Encoded, encode, load_tokenizer
-from tinylib.train import Examples, classification_loss, loader
+from tinylib.train import Examples, classification_loss, fit, loader
 
 TEXTS = ["the film was good.", "a bad film, and a long one!", "good actors", "the end was bad"]
 
@@ -204,6 +204,29 @@ def test_the_scores_are_the_sums_of_minus_the_gates_slopes(model, examples):
     with second:
         again = torch.autograd.grad(classification_loss(model, batch)["labels"], second.heads)[0][:, 0]
     assert torch.allclose(movement.importance().heads, -slope - again, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*the memory is full")
+def test_a_step_that_memory_was_too_small_for_leaves_nothing_in_the_scores(model, examples):
+    """The first half has been through backward when the second fails; the step begun anew must not count it twice."""
+    found = []
+    for fails in (False, True):
+        calls = []
+
+        def loss(own, batch, fails=fails, calls=calls):
+            calls.append(len(batch["rows"]))
+            if fails and (len(calls) == 1 or calls == [16, 8, 8]):
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+            return classification_loss(own, batch)
+
+        training = copy.deepcopy(model)
+        movement = prune.Movement(training, heads=0.5, neurons=0.5, growth=lambda step: 1.0)
+        with movement:
+            fit(training, loader(examples, 16, seed=0), loss, epochs=1, steps=1, lr=1e-3, warmup=0.0, after_step=movement)
+        found.append(movement.importance())
+    assert calls == [16, 8, 8, 4, 4, 4, 4]
+    for part in ("heads", "neurons"):
+        torch.testing.assert_close(getattr(found[0], part), getattr(found[1], part), atol=1e-7, rtol=1e-4)
 
 
 def test_learn_structure_leaves_the_given_model_alone_and_returns_a_smaller_one(model, examples):

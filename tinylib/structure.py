@@ -133,6 +133,10 @@ class Movement:
                 row.fill_(1.0)
                 row[scores.argsort()[: round(share * self.growth(step) * len(scores))]] = 0.0
 
+    def discard(self) -> None:
+        """Forget the derivatives of a step that memory was too small for: the step is begun anew, with fewer texts at a time."""
+        self.gates.heads.grad = self.gates.neurons.grad = None
+
     def importance(self) -> Importance:
         """Return the scores; ``shrink`` with them and the same shares removes exactly the parts that are closed."""
         return Importance(self.scores["heads"], self.scores["neurons"])

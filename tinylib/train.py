@@ -172,7 +172,7 @@ def fit(
     history, started = History(), time.perf_counter()
     state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan={"steps": total, "steps an epoch": len(buckets)})
     losses, optimizer = accelerator.prepare(Losses(model, loss_fn), optimizer)
-    take = Step(accelerator, losses, optimizer, counts, clip, label)
+    take = Step(accelerator, losses, optimizer, counts, clip, label, getattr(after_step, "discard", None))
 
     def measure(when: int) -> None:
         model.eval()
@@ -239,10 +239,14 @@ class Step:
     """One step of the optimiser on a batch, of which other processes may have a part, and which memory may force into parts.
 
     A mean over the whole batch is the sum over its parts of (things in the part / things in all) · (mean over the part).
+    ``discard`` is called before a step is begun anew, for gradients that are not the optimiser's.
     """
 
-    def __init__(self, accelerator, losses: nn.Module, optimizer, counts: Counts, clip: float, label: str):
-        self.accelerator, self.losses, self.optimizer = accelerator, losses, optimizer
+    def __init__(
+        self, accelerator, losses: nn.Module, optimizer, counts: Counts, clip: float, label: str,
+        discard: Callable[[], None] | None = None,
+    ):  # fmt: skip
+        self.accelerator, self.losses, self.optimizer, self.discard = accelerator, losses, optimizer, discard
         self.counts, self.clip, self.label = counts, clip, label
         self.parts, self.stopped = 1, False
 
@@ -258,6 +262,8 @@ class Step:
                     raise
             # only here, after the except clause, has the error let go of what the step had computed
             self.optimizer.zero_grad()
+            if self.discard:
+                self.discard()
             torch.set_rng_state(random)
             self.parts *= 2
             fits = -(-len(batch["rows"]) // self.parts)

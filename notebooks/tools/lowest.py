@@ -26,9 +26,9 @@ def lowest() -> list[str]:
     """Return each direct dependency of the package, its extras and its tests at its lower bound, torch at its pin."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    lists = re.findall(r"(?ms)^(?:dependencies|lab|export|test) = \[\n(.*?)^\]", project)
+    lists = re.findall(r"(?ms)^(?:dependencies|lab|export|logs|test) = \[\n(.*?)^\]", project)
     bounds = [text for block in lists for text in re.findall(r'(?m)^    "(.*?)",', block)]
-    pinned = [text.replace(">=", "==") for text in bounds if not text.startswith("torch>=")]
+    pinned = [text.replace(">=", "==", 1) for text in bounds if not text.startswith("torch>=")]
     return [re.search(r"(?m)^torch==\S+", pins)[0], *pinned]
 
 
