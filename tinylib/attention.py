@@ -67,7 +67,10 @@ def padding_mask(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B T"]
 
 
 def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "T C"]:
-    """Return sin(t/10000^(2i/C)) in column 2i, its cosine in column 2i+1 (Vaswani et al. 2017, sec. 3.5)."""
+    """Return sin(t/10000^(2i/C)) in column 2i, its cosine in column 2i+1 (Vaswani et al. 2017, sec. 3.5).
+
+    Raises UserError for an odd ``width``.
+    """
     if width % 2:
         raise UserError(
             f"width={width} must be even, since each frequency takes a sine and a cosine; "

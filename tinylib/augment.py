@@ -41,7 +41,7 @@ Copy = Generator[Question, list[str], str]  # asks, is told the K words, and end
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How sentences are augmented; the defaults are the paper's (section 4.2)."""
+    """How sentences are augmented; the defaults are the paper's (section 4.2). Raises UserError for a value out of range."""
 
     copies: int = 20  # N_a, of each sentence
     probability: float = 0.4  # p_t, that a word is replaced
@@ -57,7 +57,10 @@ class AugmentSettings:
 
 
 class WordVectors:
-    """Word vectors to look up a word's neighbours in: ``words[i]`` has row i of ``vectors``."""
+    """Word vectors to look up a word's neighbours in: ``words[i]`` has row i of ``vectors``.
+
+    Raises UserError unless each word has one vector and stands there once.
+    """
 
     def __init__(self, words: Sequence[str], vectors: Float[Tensor, "N E"]):
         if len(words) != len(vectors):
@@ -74,7 +77,10 @@ class WordVectors:
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "WordVectors":
-        """Read vectors.safetensors (tensor "vectors", (N, E)) and words.txt (a word a line); the shipped ones if None."""
+        """Read vectors.safetensors (tensor "vectors", (N, E)) and words.txt (a word a line); the shipped ones if None.
+
+        Raises UserError if one of the two is missing or damaged, or if they do not fit together.
+        """
         folder = Path(folder) if folder is not None else data_folder() / "word_vectors"
         try:
             words = (folder / "words.txt").read_text(encoding="utf-8").split("\n")
@@ -89,11 +95,17 @@ class WordVectors:
             ) from None
 
     def nearest(self, word: str, k: int) -> list[str]:
-        """Return the k words of the largest cosine with ``word``, the nearest first; none for a word without a vector."""
+        """Return the k words of the largest cosine with ``word``, the nearest first; none for a word without a vector.
+
+        Raises UserError for ``k`` below 1.
+        """
         return self.nearest_each([word], k)[0]
 
     def nearest_each(self, words: Sequence[str], k: int) -> list[list[str]]:
-        """Return the k nearest words of each word; all that were not asked before are looked up in one go."""
+        """Return the k nearest words of each word; all that were not asked before are looked up in one go.
+
+        Raises UserError for ``k`` below 1.
+        """
         if k < 1:
             raise UserError(f"k={k} must be at least 1")
         new = [word for word in dict.fromkeys(words) if word in self.rows and (word, k) not in self._known]
@@ -166,6 +178,8 @@ class BlankFiller:
     """Answer what the masked language model would put at a [MASK]: its K most probable whole words, the likeliest first.
 
     Runs the model in evaluation mode, in batches of like length, and its vocabulary-wide head at the masked places only.
+    Raises UserError for a model without a masked-LM head, a tokenizer that is not the model's, more candidates or a greater
+    max_length than the two allow, and ``batch_size`` below 1.
     """
 
     def __init__(self, model: Bert, tokenizer, settings: AugmentSettings, batch_size: int = BATCH):
@@ -282,6 +296,7 @@ def augment(
     ``generator`` decides every draw (None: one seeded with 0), whatever ``batch_size``: all numbers are drawn text by text
     before the model runs, a draw picks from the K words in alphabetical order, and where rounding could decide which word
     is the K-th, the sentence is computed once more alone. With ``label`` a progress bar shows under that name.
+    Raises UserError if ``texts`` is one string, and as ``BlankFiller`` does.
     """
     return _augment(_together, texts, model, tokenizer, vectors, settings, generator, batch_size, label)
 
@@ -295,7 +310,7 @@ def augment_from_original(
     All copies draw from the same candidates, so that a sentence costs at most one forward pass for each word, however many
     copies, where ``augment`` needs about p_t·N_a of them; but the replacements of one copy do not know of each other. (That
     code also shows the model the sentence unmasked beside the masked one, spares stop words and drops equal copies; this
-    does not.)
+    does not.) Raises UserError as ``augment`` does.
     """
     return _augment(_by_original, texts, model, tokenizer, vectors, settings, generator, batch_size, label)
 
@@ -308,7 +323,8 @@ def augment_pairs(
     """Return copies of sentence pairs: copy i of the first with copy i of the second, each sentence augmented by itself.
 
     (The authors' code pairs every copy of the second with the last copy of the first.) ``method`` is ``augment`` or
-    ``augment_from_original``.
+    ``augment_from_original``. Raises UserError unless there are as many ``text_pairs`` as ``texts``, and as
+    ``method`` does.
     """
     if len(texts) != len(text_pairs):
         raise UserError(f"{len(texts)} texts and {len(text_pairs)} text_pairs: give one of each a row")

@@ -72,7 +72,10 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"] | None) -> Float[Tensor, "B T C"]:
-        """Return the normalised sum of the three vectors of each token."""
+        """Return the normalised sum of the three vectors of each token.
+
+        Raises UserError for more tokens than there are positions.
+        """
         T = ids.shape[1]
         if T > self.position.num_embeddings:
             raise UserError(
@@ -145,7 +148,10 @@ class Bert(nn.Module):
             self.embeddings.word.weight[self.config.pad_token_id].zero_()
 
     def set_dropout(self, p: float) -> None:
-        """Set every dropout of the model for training from here on; its config, which is what is saved, stays as it is."""
+        """Set every dropout of the model for training from here on; its config, which is what is saved, stays as it is.
+
+        Raises UserError unless 0 ≤ p < 1.
+        """
         if not 0 <= p < 1:
             raise UserError(f"p={p} must be at least 0 and below 1; BERT's is 0.1")
         for module in self.modules():
@@ -183,7 +189,10 @@ class Bert(nn.Module):
         keep_scores: Collection[int] = (),
         keep_relations: Collection[int] = (),
     ) -> BertOutput:
-        """Run the encoder alone: ``forward`` without the head (whose cost over a vocabulary can exceed the encoder's)."""
+        """Run the encoder alone: ``forward`` without the head (whose cost over a vocabulary can exceed the encoder's).
+
+        Raises UserError as ``forward`` does.
+        """
         check_layers(len(self.layers), keep_hidden=keep_hidden, keep_scores=keep_scores, keep_relations=keep_relations)
         x = self.embeddings(ids, segments)
         keys = None if mask is None else mask[:, None, None, :]  # a padding key must get no weight
@@ -310,6 +319,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy a tokenizer's files beside a BERT that uses it; of another architecture's, its class is written down as well.
 
     Without that class transformers would go by the model beside it and read a byte-level vocabulary as BERT's word pieces.
+    Raises UserError if a config.json is there and damaged.
     """
     for name in TOKENIZER_FILES:
         if (source / name).exists():

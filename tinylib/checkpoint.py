@@ -55,7 +55,10 @@ class Checkpoint:
     # Writing
 
     def save(self, step: int, finished: bool = False) -> None:
-        """Write the state; of a finished run without AdamW's moments, which it needs no more, and without older ones."""
+        """Write the state; of a finished run without AdamW's moments, which it needs no more, and without older ones.
+
+        Raises UserError if the file cannot be written.
+        """
         random = self._random_states()  # of all processes, so all must come here
         if processes.is_main():
             tensors = _unshared({f"model.{n}": t.detach() for n, t in self.model.state_dict().items()})

@@ -20,7 +20,7 @@ from tinylib.errors import UserError, UserNote, is_full_memory
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one sentence, like every other one."""
+    """An argument parser whose complaint is a UserError: one sentence, like every other one."""
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help lists what can be given")

@@ -41,7 +41,10 @@ from tinylib.text import load_tokenizer, same_vocabulary
 
 
 def teach(args) -> int:
-    """Fine-tune and save a teacher."""
+    """Fine-tune and save a teacher.
+
+    Raises UserError if the base model lacks tokens of its tokenizer or has too few positions for the texts.
+    """
     started, reads = time.perf_counter(), (args.base, args.data)
     output.place(args.out, reads)  # before the work, not after it
     reports.check_logs(args)
@@ -64,7 +67,10 @@ def teach(args) -> int:
 
 
 def general(args) -> int:
-    """Distil a general student from a pretrained teacher, and save it in float16."""
+    """Distil a general student from a pretrained teacher, and save it in float16.
+
+    Raises UserError if the teacher lacks tokens of its tokenizer.
+    """
     started, reads = time.perf_counter(), (args.teacher, args.corpus)
     output.place(args.out, reads)
     reports.check_logs(args)
@@ -102,7 +108,11 @@ def general(args) -> int:
 
 
 def distill(args) -> int:
-    """Distil and save a student."""
+    """Distil and save a student.
+
+    Raises UserError if the teacher has no head for the data's labels, or if the general student's labels or vocabulary are
+    not the teacher's.
+    """
     started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general, args.unlabelled) if s]
     output.place(args.out, reads)
     reports.check_logs(args)
@@ -152,7 +162,11 @@ def distill(args) -> int:
 
 
 def prune(args) -> int:
-    """Prune, recover and save a model."""
+    """Prune, recover and save a model.
+
+    Raises UserError if the model is no BERT with a head for the data's labels, or if the teacher's labels or vocabulary are
+    others.
+    """
     started, reads = time.perf_counter(), [s for s in (args.model, args.data, args.teacher) if s]
     output.place(args.out, reads)
     prepared, found = _prepare(args, args.model)
@@ -187,7 +201,7 @@ def prune(args) -> int:
 
 
 def evaluate(args) -> int:
-    """Measure a classifier on a split."""
+    """Measure a classifier on a split. Raises UserError if the model has no head for the data's labels."""
     started = time.perf_counter()
     prepared, found = _prepare(args, args.model)
     model = _classifier(args.model, prepared)
@@ -202,7 +216,10 @@ FLOAT_ERROR = 1e-2  # of a logit: far above what another order of float32's sums
 
 
 def export(args) -> int:
-    """Write the model in another layout, load that again and hold it against the model."""
+    """Write the model in another layout, load that again and hold it against the model.
+
+    Raises UserError if the model is no BERT or has no tokenizer and, where data is given, if it has no head for its labels.
+    """
     started, reads = time.perf_counter(), [s for s in (args.model, args.data) if s]
     output.place(args.out, reads)
     if args.format != "hf":

@@ -109,7 +109,7 @@ class BertConfig:
         """Read "4x312" (layers x width); the paper's shapes get the paper's other sizes.
 
         Other widths get 12 heads where 12 divides them (else the largest divisor below) and an FFN of four
-        times the width.
+        times the width. Raises UserError for a shape that is written otherwise.
         """
         match = re.fullmatch(r"(\d+)[xX×](\d+)", shape.strip())
         if not match:

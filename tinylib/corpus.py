@@ -76,7 +76,7 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
     ``source``: "corpus" (shipped), a file or a folder of files: .txt (one sentence or paragraph a line, an empty line between
     documents) or .parquet (columns ``document`` and ``text``, a row a sentence). Every fiftieth document is held out.
     The first call packs (about 20 s for 30 MB) into the cache, keyed by files, tokenizer and length; later calls map it.
-    Raises UserError for a source that cannot be read or holds too few documents.
+    Raises UserError for a source that cannot be read or holds too few documents, and for ``max_length`` below 3.
     """
     if max_length < 3:
         raise UserError(f"max_length={max_length} leaves no room for the text; give at least 3")
@@ -89,7 +89,7 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
 
 
 def files(source: str | Path) -> list[Path]:
-    """Return the files of a corpus, sorted by name."""
+    """Return the files of a corpus, sorted by name; raise UserError if there are none."""
     folder = data_folder() / "corpus" if str(source) == "corpus" else models.expanded(source)
     found = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
     usable = [path for path in found if path.suffix in SUFFIXES]
@@ -100,12 +100,16 @@ def files(source: str | Path) -> list[Path]:
 
 
 def fingerprint(source: str | Path) -> dict[str, str]:
-    """Return the sha256 (hex) of each file of a corpus by name."""
+    """Return the sha256 (hex) of each file of a corpus by name; raise UserError if there is none."""
     return {path.name: models.sha256_of(path) for path in files(source)}
 
 
 def documents(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Yield documents as lists of sentences, reading no more than a part of one file at a time."""
+    """Yield documents as lists of sentences, reading no more than a part of one file at a time.
+
+    Raises UserError for a .txt file that is not UTF-8 and for a .parquet file that is damaged, lacks a column or holds what is
+    no text.
+    """
     for path in paths:
         yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
 

@@ -55,7 +55,10 @@ PAPER_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "mnli": 10, "qqp": 10}
 
 
 def tier() -> Tier:
-    """Return the tier that TINYLIB_TIER names; without it, gpu where CUDA is there, else laptop."""
+    """Return the tier that TINYLIB_TIER names; without it, gpu where CUDA is there, else laptop.
+
+    Raises UserError for an unknown name.
+    """
     name = os.environ.get("TINYLIB_TIER") or ("gpu" if torch.cuda.is_available() else "laptop")
     if name not in TIERS:
         raise UserError(f"TINYLIB_TIER={name!r} is not one of {', '.join(TIERS)}; unset it to let the machine decide")

@@ -41,7 +41,10 @@ SPLITS = {"train": ("train",), "validation": ("validation", "dev", "valid", "val
 
 
 def data_folder() -> Path:
-    """Return the folder of the shipped data: ``tinylib/_data`` once installed, ``data`` in a checkout."""
+    """Return the folder of the shipped data: ``tinylib/_data`` once installed, ``data`` in a checkout.
+
+    Raises UserError if it is missing.
+    """
     package = Path(__file__).resolve().parent
     for folder in (package / "_data", package.parent / "data"):
         if (folder / "movie_reviews").is_dir():
@@ -141,7 +144,8 @@ def split(rows: Rows, seed: int) -> dict[str, Rows]:
 
     Scores have no classes: of each ten neighbours in their order one goes to validation and one to test, so that all
     three parts range over low and high alike. The shuffle sorts by sha256 of seed and sentence: it repeats on any
-    machine with any library version, and the order of the rows in the file does not matter.
+    machine with any library version, and the order of the rows in the file does not matter. Raises UserError if the
+    texts are too few for a validation part.
     """
     keys = rows.keys()
     first = {keys[i]: i for i in reversed(range(len(keys)))}
@@ -180,7 +184,11 @@ def _shuffled(keys: dict | list, seed: int) -> list[str]:
 
 
 def assemble(parts: dict[str, Rows]) -> DatasetDict:
-    """Turn checked and settled rows into Hugging Face datasets that share one set of class names, those of train."""
+    """Turn checked and settled rows into Hugging Face datasets that share one set of class names, those of train.
+
+    Raises UserError if some splits have text_pair and others not, if train has one label or score only, and for a label that
+    train does not know.
+    """
     train = parts["train"]
     if any((part.pairs is None) != (train.pairs is None) for part in parts.values()):
         raise UserError(f"{train.source} and the other splits differ in text_pair: give it to all or none")

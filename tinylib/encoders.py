@@ -79,6 +79,7 @@ class Encoder(nn.Module):
 
     ``config`` describes it in a BERT's terms: sizes, usable positions (RoBERTa: 512 of its 514), padding token, head, labels.
     ``has_scores`` tells whether ``keep_scores`` gives the scores before the softmax or the logarithm of the weights after it.
+    Raises UserError for a model whose own config does not name its sizes.
     """
 
     def __init__(self, model: nn.Module, labels: tuple[str, ...] = ()):
@@ -183,7 +184,8 @@ class Encoder(nn.Module):
         """Return the tables (rows, C) under the names of ``bert.Embeddings``, as far as there are any, and their norm.
 
         ELECTRA and ALBERT keep narrower tables and map their normalised sum to the layers' width; here the tables are mapped,
-        and there is no norm. Positions begin at 0 (RoBERTa's first two rows stand for no position).
+        and there is no norm. Positions begin at 0 (RoBERTa's first two rows stand for no position). Raises UserError where it
+        is not known how a model maps them.
         """
         inside, C = getattr(self.base, "embeddings", None), self.config.hidden_size
         found = {"word": self.base.get_input_embeddings()}

@@ -224,6 +224,7 @@ class Onnx:
 
         An int8 file rounds by the largest number of the whole batch, so there a text's logits depend a little on its
         neighbours; ``batch_size=1`` gives what a service that takes one text at a time would answer.
+        Raises UserError for a file without a classification head.
         """
         if self.output != "logits":
             raise UserError(f"{self.file} has no classification head; export a fine-tuned classifier")

@@ -90,7 +90,10 @@ class Table:
 
 
 def read(path: Path) -> Rows:
-    """Read one CSV, TSV, JSONL or Parquet file, with the row numbers that an error message will need."""
+    """Read one CSV, TSV, JSONL or Parquet file, with the row numbers that an error message will need.
+
+    Raises UserError for another format, a file that cannot be read, and one without the columns text and label.
+    """
     table = _table(path, READERS, "give a .csv, .tsv, .jsonl or .parquet file")
     return from_columns(str(path), table.numbers, table.columns, table.unit, table.feature)
 
@@ -99,6 +102,7 @@ def read_texts(path: Path) -> Rows:
     """Read texts (and pairs) without labels: a .txt file of one text a line, or a table, whose label is not looked at.
 
     The rows are checked (``checked_texts``), empty lines of a .txt file are left out, and each label is None.
+    Raises UserError for another format, a file that cannot be read, one without a column text, and as ``checked_texts`` does.
     """
     readers = READERS | {".txt": _read_txt}
     table = _table(path, readers, "give a .txt file of one text a line, or a .csv, .tsv, .jsonl or .parquet file")
@@ -239,6 +243,7 @@ def from_columns(
     """Find text, text_pair and, if ``labelled``, label among the columns; GLUE's names of them are known.
 
     ``feature``: what Hugging Face `datasets` says of the label, if it does: class names, or a type of number.
+    Raises UserError if a column is missing or a class name is no text.
     """
     found = list(columns)
     for names in sorted(
@@ -262,7 +267,7 @@ def from_columns(
 
 
 def checked_texts(rows: Rows) -> Rows:
-    """Refuse empty or non-text cells, and a file without rows."""
+    """Raise UserError for empty or non-text cells, and for a file without rows."""
     if not rows.numbers:
         raise UserError(f"{rows.source} has no rows: add some, of labelled ones at least a few for each label")
     for name, column in (("text", rows.texts), ("text_pair", rows.pairs or [])):
@@ -285,7 +290,8 @@ def checked(rows: Rows) -> Rows:
     """Refuse empty or non-text cells, missing labels, and fractions among names; return the rows with plain labels.
 
     Those are all names, or all numbers: whole ones as int, others as float. Whether these are classes or scores is for
-    ``settled`` to say, which sees all splits.
+    ``settled`` to say, which sees all splits. Raises UserError, with the row, for what it refuses: also a label that
+    is neither a finite number nor a name.
     """
     checked_texts(rows)
     labels = [_plain_label(label, rows.at(i)) for i, label in enumerate(rows.labels)]

@@ -117,7 +117,10 @@ def distill_general(
 def validation_losses(
     teacher: Teacher, pair: Distiller, held_out: corpora.Corpus, layer_map: LayerMap, settings: Settings
 ) -> dict[str, float]:
-    """Return each unweighted loss by layer over ``settings.validation`` held-out sequences (``Corpus.spread``)."""
+    """Return each unweighted loss by layer over ``settings.validation`` held-out sequences (``Corpus.spread``).
+
+    Each is the mean of the batches' losses, a batch counting by its real tokens.
+    """
     chosen = held_out.spread(settings.validation)
     loss = matching_loss(teacher, layer_map, Weights(), by_layer=True)
     device, sums, count = next(pair.parameters()).device, {}, 0
@@ -175,7 +178,8 @@ Losses on held-out text by layer, every λ = 1:
 def load(folder: Path, teacher: Teacher, generator: torch.Generator | None = None) -> tuple[Bert, Projections]:
     """Return the general student with the task teacher's head, cut to size through the last projection, and its projections.
 
-    Raises UserError if the student was distilled from a teacher of other sizes.
+    Raises UserError if the student was distilled from a teacher of other sizes, or if a file of the folder is missing, damaged or
+    of another model.
     """
     generator = generator or torch.Generator().manual_seed(0)  # draws what neither the folder nor the teacher holds of the head
     told = card(folder)
@@ -198,7 +202,10 @@ def load(folder: Path, teacher: Teacher, generator: torch.Generator | None = Non
 
 
 def card(folder: Path) -> dict:
-    """Return what the card of a general student says: teacher's sizes, settings, corpus, curve."""
+    """Return what the card of a general student says: teacher's sizes, settings, corpus, curve.
+
+    Raises UserError if it is missing or damaged.
+    """
     try:
         told = read_json(Path(folder) / CARD)
         if isinstance(told.get("teacher"), dict):
@@ -211,7 +218,7 @@ def card(folder: Path) -> dict:
 def shipped_for(teacher: Teacher, student: BertConfig) -> Path | None:
     """Return the folder of the shipped general student for this teacher and student shape, or None where there is none.
 
-    It fits a BERT of its teacher's sizes and vocabulary.
+    It fits a BERT of its teacher's sizes and vocabulary. Raises UserError if that student's card is damaged.
     """
     if isinstance(teacher, Encoder):
         return None

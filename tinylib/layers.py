@@ -43,7 +43,10 @@ BATCH = 32  # texts of which the teacher's outputs are computed at a time
 
 
 class LayerMap(tuple):
-    """g(1), …, g(M): the teacher layer that each student layer learns from; call it for g(m), with g(0) = 0 (section 3.1)."""
+    """g(1), …, g(M): the teacher layer that each student layer learns from; call it for g(m), with g(0) = 0 (section 3.1).
+
+    Raises UserError for no layers and for one below 1.
+    """
 
     def __new__(cls, layers: Sequence[int]) -> "LayerMap":
         layers = tuple(int(n) for n in layers)
@@ -54,26 +57,26 @@ class LayerMap(tuple):
         return super().__new__(cls, layers)
 
     def __call__(self, m: int) -> int:
-        """Return g(m) for 0 ≤ m ≤ M; the embeddings (0) learn from the embeddings."""
+        """Return g(m) for 0 ≤ m ≤ M, else raise UserError; the embeddings (0) learn from the embeddings."""
         if not 0 <= m <= len(self):
             raise UserError(f"m={m} is no layer of this student; its layers are 0 (the embeddings) to {len(self)}")
         return 0 if m == 0 else self[m - 1]
 
     @classmethod
     def uniform(cls, teacher_layers: int, student_layers: int) -> "LayerMap":
-        """g(m) = ⌈m·N/M⌉: evenly spread; 3m for 12 → 4, the paper's choice."""
+        """g(m) = ⌈m·N/M⌉: evenly spread; 3m for 12 → 4, the paper's choice. Raises UserError unless 1 ≤ M ≤ N."""
         cls._check(teacher_layers, student_layers)
         return cls([math.ceil(m * teacher_layers / student_layers) for m in range(1, student_layers + 1)])
 
     @classmethod
     def top(cls, teacher_layers: int, student_layers: int) -> "LayerMap":
-        """g(m) = m + N − M: the last layers."""
+        """g(m) = m + N − M: the last layers. Raises UserError unless 1 ≤ M ≤ N."""
         cls._check(teacher_layers, student_layers)
         return cls([m + teacher_layers - student_layers for m in range(1, student_layers + 1)])
 
     @classmethod
     def bottom(cls, teacher_layers: int, student_layers: int) -> "LayerMap":
-        """g(m) = m: the first layers."""
+        """g(m) = m: the first layers. Raises UserError unless 1 ≤ M ≤ N."""
         cls._check(teacher_layers, student_layers)
         return cls(range(1, student_layers + 1))
 
@@ -117,7 +120,10 @@ class Distiller(nn.Module):
 def teacher_forward(
     teacher: Teacher, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
 ) -> BertOutput:
-    """Run the teacher as a teacher must run: in evaluation mode (no dropout) and without a graph."""
+    """Run the teacher as a teacher must run: in evaluation mode (no dropout) and without a graph.
+
+    Raises UserError if it is in training mode.
+    """
     if teacher.training:
         raise UserError(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
@@ -130,7 +136,10 @@ def teacher_forward(
 
 @dataclass(frozen=True)
 class Weights:
-    """λ of each loss; 0 leaves it out, and nothing is computed for it. The paper sets every one to 1 (section 4.2)."""
+    """λ of each loss; 0 leaves it out, and nothing is computed for it. The paper sets every one to 1 (section 4.2).
+
+    Raises UserError for an ``attention_on`` that there is not.
+    """
 
     embedding: float = 1.0
     hidden: float = 1.0
@@ -499,7 +508,10 @@ def student_config(teacher: Teacher, shape: str) -> BertConfig:
 
 
 def choose_map(teacher: BertConfig, student: BertConfig, layers: Sequence[int] | None) -> LayerMap:
-    """Return the layer map that was asked for, or the uniform one, checked against both models."""
+    """Return the layer map that was asked for, or the uniform one, checked against both models.
+
+    Raises UserError if it does not fit them.
+    """
     N, M = teacher.num_hidden_layers, student.num_hidden_layers
     layer_map = LayerMap(layers or LayerMap.uniform(N, M))
     if len(layer_map) != M or max(layer_map) > N:

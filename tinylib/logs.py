@@ -15,7 +15,8 @@ from tinylib.history import History
 def check(folder: str | Path, out: str | Path) -> Path:
     """Return the folder for the logs, or say before the run why nothing can be written there.
 
-    It may not lie inside the output folder, which is replaced as a whole.
+    It may not lie inside the output folder, which is replaced as a whole. Raises UserError if it does, if it is a file, and if
+    TensorBoard is not installed.
     """
     _writer()
     folder, out = models.expanded(folder).resolve(), models.expanded(out).resolve()
@@ -27,7 +28,10 @@ def check(folder: str | Path, out: str | Path) -> Path:
 
 
 def write(folder: Path, histories: Mapping[str, History], report: Mapping[str, object]) -> None:
-    """Write the losses of each step as ``<history>/<loss>``, what was measured, and the report's numbers as ``result/<name>``."""
+    """Write the losses of each step as ``<history>/<loss>``, what was measured, and the report's numbers as ``result/<name>``.
+
+    Raises UserError if TensorBoard is not installed or the folder cannot be written.
+    """
     try:
         with _writer()(str(folder)) as log:
             for name, history in histories.items():

@@ -24,6 +24,7 @@ def soft_target_loss(
 
     The factor T² keeps the gradient, T·(p_s − p_t), of one size as T grows. The teacher's side gets no gradient. Over a single
     class (K = 1) both distributions are 1 and the loss is 0 whatever the logits: scores need ``prediction_loss``.
+    Raises UserError unless ``temperature`` is above 0.
     """
     if temperature <= 0:
         raise UserError(f"temperature={temperature} must be greater than 0; 1 leaves the logits as they are")
@@ -39,7 +40,7 @@ def prediction_loss(
 
     KL over one class is 0 and teaches nothing. A score has no temperature either. Jiao et al. trained their regression task
     (STS-B) on the labels; here the student learns from the teacher's scores, as it does from the teacher's classes, so that
-    augmented and unlabelled texts can serve too.
+    augmented and unlabelled texts can serve too. Raises UserError for classes as ``soft_target_loss`` does.
     """
     if student_logits.shape[-1] > 1:
         return soft_target_loss(student_logits, teacher_logits, temperature)
@@ -52,6 +53,7 @@ def hidden_loss(
     """Return the mean squared difference over real tokens and width (eq. 8, the student's side projected already).
 
     ``mask`` (B, T): True or 1 = real token; None: all are.
+    Raises UserError if the two shapes differ or the mask's is not (B, T).
     """
     return _state_loss("hidden_loss", student_hidden, teacher_hidden, mask)
 
@@ -59,7 +61,10 @@ def hidden_loss(
 def embedding_loss(
     student_embedding: Float[Tensor, "B T C"], teacher_embedding: Float[Tensor, "B T C"], mask: Tensor | None = None
 ) -> Float[Tensor, ""]:
-    """Return the mean squared difference of the embedding outputs over real tokens and width (eq. 9)."""
+    """Return the mean squared difference of the embedding outputs over real tokens and width (eq. 9).
+
+    Raises UserError if the two shapes differ or the mask's is not (B, T).
+    """
     return _state_loss("embedding_loss", student_embedding, teacher_embedding, mask)
 
 
@@ -69,6 +74,7 @@ def attention_loss(
     """Return the mean squared difference of the scores before softmax over heads and pairs of real tokens (eq. 7).
 
     ``mask`` (B, T): True or 1 = real token; None: all are.
+    Raises UserError if the two shapes differ or the mask's is not (B, T).
     """
     _same_shape("attention_loss", student_scores, teacher_scores, HEADS)
     difference = _fine(student_scores) - teacher_scores.detach()
@@ -86,7 +92,8 @@ def attention_probability_loss(
 ) -> Float[Tensor, ""]:
     """Return the same mean of the attention weights after softmax: the variant that the paper decides against (section 3.1).
 
-    Weights lie in [0, 1] and most near 1/T, so this loss is small and its gradient all but inert.
+    Weights lie in [0, 1] and most near 1/T, so this loss is small and its gradient all but inert. Raises UserError if the two
+    shapes differ.
     """
     _same_shape("attention_probability_loss", student_scores, teacher_scores, HEADS)
     keys = None if mask is None else ~mask.bool()[:, None, None, :]
@@ -103,7 +110,8 @@ def value_relation_loss(
     """Return KL(teacher ‖ student) of the softmaxed value relations, the mean over heads and real queries.
 
     Wang et al. 2020 (MiniLM, arXiv 2002.10957), eqs. 6 to 8, there of the last layer alone. What is compared are v·vᵀ/√D of
-    each head (``Bert.forward(keep_relations=…)``), of any head width D. ``mask`` (B, T): True or 1 = real token; None: all are.
+    each head (``Bert.forward(keep_relations=…)``), of any head width D. ``mask`` (B, T): True or 1 = real token; None: all
+    are. Raises UserError if the two shapes differ or the mask's is not (B, T).
     """
     return _divergence("value_relation_loss", student_relations, teacher_relations, mask)
 
@@ -115,6 +123,7 @@ def attention_divergence_loss(
 
     Wang et al. 2020 (MiniLM), eq. 5, there of the last layer alone. It asks of a teacher nothing but its weights p, since log p
     stands for scores. Unlike ``attention_probability_loss`` its gradient, p_s − p_t, is not damped by p_s once more.
+    Raises UserError if the two shapes differ or the mask's is not (B, T).
     """
     return _divergence("attention_divergence_loss", student_scores, teacher_scores, mask)
 
@@ -145,7 +154,10 @@ def match_heads(
 
 
 def group_heads(scores: Float[Tensor, "B H T S"], groups: int) -> Float[Tensor, "B G T S"]:
-    """Return the mean over each of ``groups`` groups of consecutive heads; the scores themselves if there are as many heads."""
+    """Return the mean over each of ``groups`` groups of consecutive heads; the scores themselves if there are as many heads.
+
+    Raises UserError if ``groups`` does not divide the heads.
+    """
     H = scores.shape[1]
     if groups == H:
         return scores

@@ -33,7 +33,7 @@ def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float | int) -> Bo
 
     Of equal magnitudes the first in memory goes first, so the answer is always the same one. ``sparsity`` is
     a share, 0 ≤ sparsity < 1. Magnitude ranks like the saliency ½·h·w² of LeCun et al. 1989 with one
-    curvature h for all weights.
+    curvature h for all weights. Raises UserError for another share, and if the weight to prune holds NaN.
     """
     if not 0.0 <= sparsity < 1.0:
         raise UserError(f"sparsity={sparsity} must be at least 0 and below 1: it is the share of the weights to remove")
@@ -90,7 +90,7 @@ class Masks:
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
-        """Set the removed weights of a model to zero, in place."""
+        """Set the removed weights of a model to zero, in place; raise UserError if the masks are another model's."""
         for name, keep in self.keep.items():
             try:
                 weight = model.get_parameter(name)
@@ -106,7 +106,7 @@ class Masks:
             weight.masked_fill_(~keep, 0.0)  # not a product: 0 · NaN is NaN, and 0 · (−1) is −0
 
     def __call__(self, model: nn.Module, step: int = 0) -> None:
-        """Apply the masks; the signature of ``train.fit``'s ``after_step``."""
+        """Apply the masks; the signature of ``train.fit``'s ``after_step``. Raises UserError as ``apply`` does."""
         self.apply(model)
 
     def sparsity(self) -> float:
@@ -157,7 +157,10 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
 
 
 def layer_masks(model: Bert, sparsity: float | Mapping[str, float], embeddings: bool = False) -> Masks:
-    """Return masks that remove the same share of every weight matrix, or of each its ``sparsity[name]``."""
+    """Return masks that remove the same share of every weight matrix, or of each its ``sparsity[name]``.
+
+    Raises UserError for a name that is no prunable weight's, and as ``magnitude_mask`` does.
+    """
     weights = prunable(model, embeddings)
     if isinstance(sparsity, Mapping):
         if unknown := sorted(set(sparsity) - set(weights)):
@@ -167,7 +170,10 @@ def layer_masks(model: Bert, sparsity: float | Mapping[str, float], embeddings: 
 
 
 def global_masks(model: Bert, sparsity: float, embeddings: bool = False) -> Masks:
-    """Return masks with one threshold for all weight matrices: ``sparsity`` is the share of them together."""
+    """Return masks with one threshold for all weight matrices: ``sparsity`` is the share of them together.
+
+    Raises UserError as ``magnitude_mask`` does.
+    """
     weights = prunable(model, embeddings)
     together = magnitude_mask(torch.cat([w.detach().flatten() for w in weights.values()]), sparsity)
     parts = together.split([w.numel() for w in weights.values()])
@@ -178,14 +184,18 @@ def whole_masks(model: Bert, sparsity: float) -> Masks:
     """Return masks for the whole model: one threshold for the encoder layers, and the word table's own.
 
     The table is looked up, not multiplied, and its numbers are of another scale: under one threshold with the
-    layers, that scale and not the use of a weight would decide where the zeros go.
+    layers, that scale and not the use of a weight would decide where the zeros go. Raises UserError as
+    ``magnitude_mask`` does.
     """
     table = {"embeddings.word.weight": magnitude_mask(model.embeddings.word.weight, sparsity)}
     return Masks(table | global_masks(model, sparsity).keep)
 
 
 def random_masks(model: Bert, sparsity: float, generator: torch.Generator, embeddings: bool = False) -> Masks:
-    """Return the control: masks that remove the same share of every weight matrix, drawn by lot."""
+    """Return the control: masks that remove the same share of every weight matrix, drawn by lot.
+
+    Raises UserError unless 0 ≤ sparsity < 1.
+    """
     lots = {name: torch.rand(w.shape, generator=generator) for name, w in prunable(model, embeddings).items()}
     return Masks({name: magnitude_mask(lot, sparsity) for name, lot in lots.items()})
 
@@ -204,6 +214,7 @@ def head_masks(model: Bert, share: float) -> Masks:
     """Return masks that remove ``round(share · H)`` heads of each layer.
 
     A head is D rows of query, key and value and D columns of output. Those go that ``head_sizes`` finds smallest.
+    Raises UserError for a share that is below 0 or would leave no head.
     """
     H = model.config.num_attention_heads
     whole_count(share, H, "heads")
@@ -239,7 +250,7 @@ def save_compressed(model: Bert, folder: str | Path, dtype: torch.dtype = torch.
     sparsity s take n/8 + (1 − s)·n·b/8 bytes, b = 16 or 32 bits a value (``dtype``): at s = 0.5 that is 53 %
     of dense float32 with b = 32 and 28 % with b = 16. Matrices for which this is no gain, biases and
     LayerNorm are stored dense in ``dtype``. ``load_compressed`` reads it; for ``Bert.from_pretrained`` and
-    ``transformers`` use ``save_pretrained``.
+    ``transformers`` use ``save_pretrained``. Raises UserError for another ``dtype`` than float16 and float32.
     """
     if dtype not in (torch.float16, torch.float32):
         raise UserError(f"dtype={dtype} must be torch.float16 or torch.float32")
@@ -277,7 +288,10 @@ def _dense(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> F
 
 
 def load_compressed(folder: str | Path) -> Bert:
-    """Read what ``save_compressed`` wrote into an ordinary model in float32."""
+    """Read what ``save_compressed`` wrote into an ordinary model in float32.
+
+    Raises UserError if a file of it is missing, damaged or of another model.
+    """
     folder = Path(folder)
     try:
         stored = read_tensors(folder / COMPRESSED)

@@ -50,7 +50,7 @@ def flops(config: BertConfig, length: int, batch: int = 1) -> int:
 
     Matrix products only, a multiply-add as 2 operations, as torch's FlopCounterMode counts;
     normalisations, GELU, softmax and the embeddings' look-up come to a few per cent more in time but
-    hold no matrix product.
+    hold no matrix product. Raises UserError if ``length`` or ``batch`` is below 1.
     """
     T, C, F = length, config.hidden_size, config.intermediate_size
     if T < 1 or batch < 1:
@@ -73,7 +73,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def file_size(path: str | os.PathLike) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the bytes of a file, or of all files in a folder; raise UserError if there is no such path."""
     return sum(file.stat().st_size for file in _files(path))
 
 
@@ -81,7 +81,7 @@ def compressed_size(path: str | os.PathLike, level: int = 6) -> int:
     """Return the bytes that a file, or all files of a folder, would take after gzip.
 
     Zeros in a dense file take as much room as other numbers; here they show, since a run of equal bytes
-    packs small.
+    packs small. Raises UserError if there is no such path.
     """
     total = 0
     for file in _files(path):
@@ -122,7 +122,7 @@ def latency(function: Callable[[], object], repeats: int = 30, warmup: int = 5) 
 
     The median is not moved by the one call in which the machine did something else; the 95th percentile
     is what a waiting user notices. On a GPU each call is waited for, since kernels run after their call
-    has returned.
+    has returned. Raises UserError for ``repeats`` below 1 and ``warmup`` below 0.
     """
     if repeats < 1 or warmup < 0:
         raise UserError(f"repeats={repeats} must be at least 1 and warmup={warmup} at least 0")
@@ -222,7 +222,10 @@ class Measured:
 
 @torch.inference_mode()
 def summary(model: Teacher, length: int = 32, batch: int = 1, repeats: int = 30, warmup: int = 5) -> Measured:
-    """Measure a model on random token ids (batch, length), in evaluation mode, on the model's device."""
+    """Measure a model on random token ids (batch, length), in evaluation mode, on the model's device.
+
+    Raises UserError if ``length``, ``batch`` or ``repeats`` is below 1, or ``warmup`` below 0.
+    """
     training, device = model.training, next(model.parameters()).device
     count = flops(model.config, length, batch)
     source = torch.Generator().manual_seed(0)

@@ -16,7 +16,10 @@ Numbers = torch.Tensor | np.ndarray | Sequence
 
 
 def accuracy(labels: Numbers, predictions: Numbers) -> float:
-    """Return the share of predictions that equal their label, in [0, 1]."""
+    """Return the share of predictions that equal their label, in [0, 1].
+
+    Raises UserError unless both sides are class numbers 0, 1, 2, …, as many on each and at least one.
+    """
     labels, predictions = _aligned(labels=labels, predictions=predictions)
     return float((labels == predictions).mean())
 
@@ -25,7 +28,7 @@ def classification_report(labels: Numbers, predictions: Numbers) -> dict[str, fl
     """Return accuracy, macro precision, recall and F1 (each class counts alike), and the support.
 
     A class that is never predicted has precision 0. ``support`` is the number of texts of each class,
-    0 … C-1.
+    0 … C-1. Raises UserError as ``accuracy`` does.
     """
     labels, predictions = _aligned(labels=labels, predictions=predictions)
     precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predictions, average="macro", zero_division=0)
@@ -35,12 +38,18 @@ def classification_report(labels: Numbers, predictions: Numbers) -> dict[str, fl
 
 
 def matthews(labels: Numbers, predictions: Numbers) -> float:
-    """Return Matthews' correlation coefficient in [-1, 1] (0 = no better than chance), CoLA's metric in GLUE."""
+    """Return Matthews' correlation coefficient in [-1, 1] (0 = no better than chance), CoLA's metric in GLUE.
+
+    Raises UserError as ``accuracy`` does.
+    """
     return float(sk.matthews_corrcoef(*_aligned(labels=labels, predictions=predictions)))
 
 
 def positive_f1(labels: Numbers, predictions: Numbers) -> float:
-    """Return the F1 of class 1 alone, the metric of MRPC and QQP in GLUE; 0 where it is never predicted."""
+    """Return the F1 of class 1 alone, the metric of MRPC and QQP in GLUE; 0 where it is never predicted.
+
+    Raises UserError as ``accuracy`` does.
+    """
     labels, predictions = _aligned(labels=labels, predictions=predictions)
     return float(sk.f1_score(labels == 1, predictions == 1, zero_division=0))
 
@@ -49,6 +58,7 @@ def pearson(labels: Numbers, predictions: Numbers) -> float:
     """Return Pearson's correlation of scores in [-1, 1]: how straight the line is; 0 where one side is constant.
 
     Of STS-B it is GLUE's first metric.
+    Raises UserError unless both sides are finite numbers, as many on each and at least one.
     """
     labels, predictions = _scores(labels=labels, predictions=predictions)
     one, two = labels - labels.mean(), predictions - predictions.mean()
@@ -59,7 +69,10 @@ def pearson(labels: Numbers, predictions: Numbers) -> float:
 
 
 def spearman(labels: Numbers, predictions: Numbers) -> float:
-    """Return Spearman's rank correlation of scores in [-1, 1]: Pearson's of the ranks; STS-B's second metric."""
+    """Return Spearman's rank correlation of scores in [-1, 1]: Pearson's of the ranks; STS-B's second metric.
+
+    Raises UserError as ``pearson`` does.
+    """
     from scipy.stats import rankdata  # SciPy's statistics take half a second to import
 
     labels, predictions = _scores(labels=labels, predictions=predictions)
@@ -67,7 +80,7 @@ def spearman(labels: Numbers, predictions: Numbers) -> float:
 
 
 def rmse(labels: Numbers, predictions: Numbers) -> float:
-    """Return the root of the mean squared error of scores, in their own unit."""
+    """Return the root of the mean squared error of scores, in their own unit. Raises UserError as ``pearson`` does."""
     labels, predictions = _scores(labels=labels, predictions=predictions)
     return float(np.sqrt(np.square(labels - predictions).mean()))
 
@@ -92,6 +105,7 @@ def confusion(labels: Numbers, predictions: Numbers, classes: int | None = None)
     """Return the (C, C) confusion matrix of counts: row = true class, column = predicted class.
 
     ``classes`` is C; without it, as many as the largest number among labels and predictions asks for.
+    Raises UserError as ``accuracy`` does, and for a class that is not below ``classes``.
     """
     labels, predictions = _aligned(labels=labels, predictions=predictions)
     largest = int(max(labels.max(), predictions.max()))
@@ -116,6 +130,8 @@ def bootstrap_interval(
     interval holds the middle ``level`` share of the metric's values. It says how the figure would vary with
     another test set of this size, not with another training run. ``metric`` must return one number.
     Source: Efron & Tibshirani 1993, section 13.3.
+    Raises UserError as ``accuracy`` does (for the metrics of scores, as ``pearson``), unless 0 < level < 1,
+    and for ``resamples`` below 1.
     """
     align = _scores if metric in SCORE_METRICS.values() else _aligned
     labels, predictions = align(labels=labels, predictions=predictions)
@@ -138,7 +154,8 @@ def mcnemar(labels: Numbers, a: Numbers, b: Numbers) -> float:
     """Return the exact two-sided p value of "classifiers ``a`` and ``b`` err equally often" (McNemar 1947).
 
     Only the texts on which exactly one of the two is right count. If neither were better, each such text
-    would be a fair coin: a binomial test. The p value is 1 when there is no such text.
+    would be a fair coin: a binomial test. The p value is 1 when there is no such text. Raises UserError
+    as ``accuracy`` does.
     """
     from scipy.stats import binomtest  # SciPy's statistics take half a second to import
 
@@ -148,7 +165,10 @@ def mcnemar(labels: Numbers, a: Numbers, b: Numbers) -> float:
 
 
 def mean_and_spread(values: Numbers) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation (over n - 1; 0 for a single value), as over seeds."""
+    """Return the mean and the sample standard deviation (over n - 1; 0 for a single value), as over seeds.
+
+    Raises UserError unless ``values`` is one row of at least one number.
+    """
     numbers = _array("values", values).astype(float)
     return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
 

@@ -176,7 +176,10 @@ On held-out text, every chosen token covered by [MASK]:
 
 
 def load(folder: Path) -> Bert:
-    """Return the base model with the trained layers and the masked-LM head of a delta folder."""
+    """Return the base model with the trained layers and the masked-LM head of a delta folder.
+
+    Raises UserError if a file of the folder is missing, damaged or of another model.
+    """
     damaged = f"{folder} holds no masked-LM head ({{}}); copy the folder again".format
     try:
         base, changed = str(read_json(folder / CARD)["base"]), read_tensors(folder / DELTA)
@@ -191,21 +194,30 @@ def load(folder: Path) -> Bert:
 
 
 def shipped(base: str = "minilm-l6") -> Bert:
-    """Return the shipped base model with its masked-LM head; any other name or folder must have a head of its own."""
+    """Return the shipped base model with its masked-LM head; any other name or folder must have a head of its own.
+
+    Raises UserError if the shipped head is missing or damaged.
+    """
     if base in SHIPPED:
         return load(_delta_folder(base))
     return Bert.from_pretrained(base, head="masked_lm")
 
 
 def card(base: str = "minilm-l6") -> dict | None:
-    """Return what the card of the shipped head says (settings, corpus, accuracy as it went); None for a model with its own."""
+    """Return what the card of the shipped head says (settings, corpus, accuracy as it went); None for a model with its own.
+
+    Raises UserError if the shipped head is missing.
+    """
     if base not in SHIPPED:
         return None
     return json.loads((_delta_folder(base) / CARD).read_text(encoding="utf-8"))
 
 
 def fingerprint(base: str) -> str:
-    """Return what tells one masked LM from another: the sha256 of the shipped delta, or the name."""
+    """Return what tells one masked LM from another: the sha256 of the shipped delta, or the name.
+
+    Raises UserError if that delta is missing.
+    """
     return models.sha256_of(_delta_folder(base) / DELTA) if base in SHIPPED else base
 
 

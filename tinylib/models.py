@@ -114,7 +114,10 @@ def shipped_folder() -> Path:
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """Return a local folder with the model that `source` names: a folder, a shipped or a hub name."""
+    """Return a local folder with the model that `source` names: a folder, a shipped or a hub name.
+
+    Raises UserError if it is a file or names no model, and if a model does not arrive or has no model.safetensors.
+    """
     name, folder = os.fspath(source), expanded(source)
     if folder.is_dir():
         return folder
@@ -158,6 +161,7 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
 
     `recipe` holds everything that decides the result (data hash, settings, seed) as plain JSON values; the
     key is its sha256. The folder appears whole or not at all, even if two processes ask at once or one dies.
+    Raises UserError for a recipe that is not plain JSON and a ``kind`` that is not one word.
     """
     if not re.fullmatch(r"\w[\w.-]*", kind):
         raise UserError(f"kind={kind!r} must be one word of letters, digits, '-' and '.'")

@@ -28,6 +28,7 @@ def place(folder: str | os.PathLike, reads: Sequence[str | os.PathLike] = ()) ->
     """Return the absolute path of an output folder, or say why nothing can be written there.
 
     ``reads`` are the command's inputs: none of them may lie inside the folder, which is replaced at the end.
+    Raises UserError if one does, if the folder is a file or holds other files, and if it cannot be replaced as a whole.
     """
     shown, folder = folder, expanded(folder).resolve()  # a link is followed: its target is replaced
     if folder.exists() and not folder.is_dir():
@@ -55,7 +56,8 @@ def output(
     After any failure ``folder`` is as it was and the working folder is gone, unless ``run`` is given and
     there are checkpoints in it: then ``resume`` finds them. ``run`` is what decides the result, as plain
     JSON: a run is resumed with the same one only. Of several processes the main one writes; the others get a folder that is
-    thrown away.
+    thrown away. Raises UserError as ``place`` does, while another process writes there, for an unfinished run that is not
+    resumed or had other settings, and if the disk is full or cannot be written to.
     """
     if not processes.is_main():
         with tempfile.TemporaryDirectory(prefix="tinylib-") as nowhere:

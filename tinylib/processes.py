@@ -29,7 +29,10 @@ def is_main() -> bool:
 
 
 def start() -> None:
-    """Join the run's other processes (PyTorch's process group: NCCL on GPUs, gloo on CPUs); a second call does nothing."""
+    """Join the run's other processes (PyTorch's process group: NCCL on GPUs, gloo on CPUs); a second call does nothing.
+
+    Raises UserError if Accelerate finds another number of processes than WORLD_SIZE says.
+    """
     if count() > 1:
         import torch
         from accelerate.state import PartialState

@@ -63,7 +63,7 @@ def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float
     """Return the share to be removed at a step: fast at first, slow when little is left.
 
     Zhu and Gupta 2017, eq. 1: s_t = s_f + (s_i − s_f)·(1 − (t − t₀)/(n·Δt))³ between ``begin`` = t₀ and
-    ``end`` = t₀ + n·Δt; constant outside.
+    ``end`` = t₀ + n·Δt; constant outside. Raises UserError unless ``end`` is later than ``begin``.
     """
     if end <= begin:
         raise UserError(f"end={end} must be later than begin={begin}")
@@ -76,7 +76,7 @@ class GradualPruner:
 
     The masks are drawn anew every ``every`` steps from ``begin`` to ``end`` and frozen after that. What is
     removed never comes back. ``make(model, sparsity)`` decides the masks: ``global_masks`` (default),
-    ``layer_masks``, ….
+    ``layer_masks``, …. Raises UserError if ``every`` is below 1 or ``end`` not later than ``begin``.
     """
 
     def __init__(
@@ -120,7 +120,10 @@ class Recovered:
 
 
 class FirstBatches(LengthBuckets):
-    """Yield only the first ``steps`` batches of each epoch."""
+    """Yield only the first ``steps`` batches of each epoch.
+
+    Raises UserError for ``steps`` below 1 or above an epoch's batches.
+    """
 
     def __init__(self, lengths: Tensor, batch_size: int, seed: int, steps: int):
         super().__init__(lengths, batch_size, seed=seed)
@@ -138,7 +141,8 @@ class FirstBatches(LengthBuckets):
 def teacher_loss(teacher: Teacher, examples: Examples, temperature: float = 1.0, seen: Encoded | None = None) -> LossFn:
     """Return a ``loss_fn`` that compares logits with the teacher's, which are computed once a text.
 
-    ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another.
+    ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another. Raises UserError if
+    they are not as many texts as the student's.
     """
     targets = teacher_logits(teacher, seen or examples.encoded)
     if len(targets) != len(examples):
@@ -157,7 +161,10 @@ def recover(
     lr: float = 5e-5, steps: int | None = None, batch_size: int = 32, seed: int = 0,
     label: str = "recovering", after_step=None, after_epoch=None,
 ) -> History:  # fmt: skip
-    """Train a pruned model on, in place; ``steps`` stops each epoch after so many batches."""
+    """Train a pruned model on, in place; ``steps`` stops each epoch after so many batches.
+
+    Raises UserError for ``steps`` below 1 or above an epoch's batches.
+    """
     batches = _batches(examples, batch_size, seed, steps)
     return fit(
         model, DataLoader(examples, batch_sampler=batches, collate_fn=examples.collate), loss_fn,
@@ -183,6 +190,7 @@ def prune_and_recover(
     gradual: raise the sparsity over the first two thirds of the run (``GradualPruner``), not all at once.
     make: ``global_masks``, ``layer_masks``, ``whole_masks``, ``head_masks``, or a function of yours.
     steps and the rest: as in ``recover``.
+    Raises UserError for ``steps`` as ``recover`` does, and for a ``sparsity`` that ``make`` refuses.
     """
     model = copy.deepcopy(model)
     total = epochs * len(_batches(examples, batch_size, seed, steps))
@@ -203,7 +211,8 @@ def learn_structure(
     """Train a copy of a model while ``Movement`` closes a growing share of its heads and neurons; return it without them.
 
     The share grows along ``cubic_sparsity`` over the first two thirds of the run, and the last third recovers. With
-    ``teacher_loss`` the structure is learnt while distilling.
+    ``teacher_loss`` the structure is learnt while distilling. Raises UserError for ``steps`` as ``recover`` does,
+    and for a share that is below 0 or would leave no head or no neuron.
     """
     model = copy.deepcopy(model)
     total = epochs * len(_batches(examples, batch_size, seed, steps))
@@ -221,6 +230,7 @@ def while_distilling(
     """Return the ``after_step`` of ``distill.distill`` under which the masks grow over two thirds of the prediction step.
 
     The teacher's soft targets are the loss all the while, so that the student recovers from each cut as it learns.
+    Raises UserError if that step has fewer than two batches.
     """
     total = settings.epochs_prediction * len(LengthBuckets(examples.lengths, settings.batch_size))
     if total < 2:
@@ -287,7 +297,7 @@ def prune_by(
     ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, those below the last; of heads and
     neurons, those of smallest ``taylor_importance``). All but magnitude return a smaller model. With a
     ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
-    ``recover``.
+    ``recover``. Raises UserError for another ``method``, and for a ``sparsity`` that is below 0 or would leave nothing.
     """
     loss_fn = teacher_loss(teacher, examples, temperature) if teacher else label_loss(model.config)
     if method == "magnitude":

@@ -31,7 +31,8 @@ def dynamic_int8(source: str | Path, target: str | Path, table_bits: int = 8) ->
     Weight matrices: a scale a column (output), 7 bits of the 8 (``reduce_range``). Processors before VNNI (AVX2, AVX-512)
     add two products in 16 bits, and two full int8 products overflow there without a word; with 7 bits none can, and
     the logits are as near as with 8 (the activations' rounding outweighs it). Embedding tables: ``tables``.
-    source: an ONNX file or its folder; table_bits: 8 or 4. Returns the target's path.
+    source: an ONNX file or its folder; table_bits: 8 or 4. Returns the target's path. Raises UserError for other bits,
+    for a source that is missing or no ONNX file, and where a package is missing.
     """
     quantization = package("onnxruntime.quantization")
     with _quiet():
@@ -78,6 +79,7 @@ def tables(source: str | Path, target: str | Path, bits: int = 8) -> Path:
 
     They hold two thirds of TinyBERT's weights. A scale a row follows each word's own size: a third less error than one
     scale for the table, for four bytes a word. 4 bits need ONNX Runtime's own operator.
+    Raises UserError as ``dynamic_int8`` does.
     """
     onnx = package("onnx")
     _check(bits)
@@ -116,6 +118,7 @@ def weight_only(source: str | Path, target: str | Path, bits: int = 4, table_bit
 
     Every 32 weights of an output share a scale; each is unpacked when it is used (ONNX Runtime's MatMulNBits). Without
     rounded activations 8 bits are all but exact. table_bits: of the embedding tables (``tables``); as ``bits`` if None.
+    Raises UserError as ``dynamic_int8`` does.
     """
     onnx = package("onnx")
     _check(bits)

@@ -61,7 +61,7 @@ def tensor_names(path: Path, remedy: str = "copy or download it again") -> set[s
 
 
 def check_depth(where: str, layers: int, found: Collection) -> None:
-    """Refuse a number of layers that the tensors of a file cannot fill: each layer has several of its own."""
+    """Raise UserError for a number of layers that the tensors of a file cannot fill: each layer has several of its own."""
     if layers > len(found):
         raise UserError(
             f"{where} asks for num_hidden_layers={layers}, but the weights' file holds {len(found)} tensors in all; "
@@ -70,7 +70,7 @@ def check_depth(where: str, layers: int, found: Collection) -> None:
 
 
 def check_new(where: str, new: int, held: int) -> None:
-    """Refuse a model most of which its file does not hold: ``new`` numbers would be drawn anew, where it holds ``held``."""
+    """Raise UserError for a model that its file hardly holds: ``new`` numbers would be drawn anew, where it holds ``held``."""
     if new > max(held, NEW_HEAD):
         raise UserError(
             f"{where} asks for {new:,} numbers that the weights' file, with {held:,}, does not hold; "

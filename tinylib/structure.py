@@ -151,7 +151,7 @@ def shrink(
     ``heads`` and ``neurons`` are rounded to whole ones, ``layers`` is as in ``prune_layers``; ``importance`` (of the whole
     model) says which go, ``magnitude_importance`` if None. The result saves and loads as any checkpoint. ``transformers``
     loads it too unless heads were removed: its BERT takes a head's width to be C / H (``restore_heads`` puts zeros in their
-    place).
+    place). Raises UserError for a share that is below 0 or would leave nothing, and for ``layers`` as ``prune_layers`` does.
     """
     importance = importance or magnitude_importance(model)
     L = model.config.num_hidden_layers
@@ -194,7 +194,8 @@ def _take(state: dict[str, Tensor], name: str, keep: Tensor, rows: bool) -> None
 def restore_heads(model: Bert) -> Bert:
     """Return the same function in the layout that ``transformers`` knows: heads of zeros in place of those that were removed.
 
-    The matrices are as large as before, so this is for loading the model elsewhere, not for speed.
+    The matrices are as large as before, so this is for loading the model elsewhere, not for speed. Raises UserError if whole heads
+    cannot fill the model's width.
     """
     config = model.config
     if config.head_dim is None:
@@ -229,7 +230,8 @@ def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:
     """Return a smaller Bert with only some encoder layers.
 
     ``keep``: the numbers (1…L) of those that stay, or how many: then the first ones and the last, whose output the
-    head was trained to read. (After a full fine-tuning the top layers are missed least, Sajjad et al. 2023.)
+    head was trained to read. (After a full fine-tuning the top layers are missed least, Sajjad et al. 2023.) Raises UserError
+    unless ``keep`` is 1 to L, or rising numbers from 1 to L.
     """
     L = model.config.num_hidden_layers
     kept = kept_layers(keep, L)
@@ -242,7 +244,10 @@ def prune_layers(model: Bert, keep: int | Sequence[int]) -> Bert:
 
 
 def kept_layers(keep: int | Sequence[int], L: int) -> list[int]:
-    """Return the numbers (1…L) of the layers that stay, checked: as given, or of a count the first ones and the last."""
+    """Return the numbers (1…L) of the layers that stay: as given, or of a count the first ones and the last.
+
+    Raises UserError as ``prune_layers`` does.
+    """
     kept = [*range(1, keep), L][: max(keep, 0)] if isinstance(keep, int) else [int(m) for m in keep]
     if not kept or sorted(set(kept)) != kept or kept[0] < 1 or kept[-1] > L:
         raise UserError(f"keep={keep} must be 1 to {L}, or rising layer numbers from 1 to {L} such as (1, 2, {L})")
@@ -261,7 +266,7 @@ def shrink_vocabulary(model: Bert, texts: Sequence[str], folder: str | Path, lea
 
     The special tokens stay, and so do the pieces of one character: any word of known characters can still be spelt. The
     tokenizer that goes with it is written into ``folder``, from which ``save_pretrained`` copies it. Texts without rare pieces
-    are cut, and classified, as before.
+    are cut, and classified, as before. Raises UserError for a model without a tokenizer, and for a tokenizer that is not WordPiece.
     """
     if model.tokenizer_folder is None:
         raise UserError("the model has no tokenizer of which pieces could be counted; load it with Bert.from_pretrained")

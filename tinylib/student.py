@@ -20,7 +20,10 @@ STARTS = ("random", "embeddings", "teacher")
 
 
 def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
-    """Return the ``width`` leading right singular vectors of an embedding table, as columns."""
+    """Return the ``width`` leading right singular vectors of an embedding table, as columns.
+
+    Raises UserError if the table has fewer columns.
+    """
     if width > table.shape[1]:
         raise UserError(f"student width={width} is greater than the teacher's {table.shape[1]}; choose start='random'")
     # eigenvectors of the (C, C) Gram matrix: the same vectors as of the SVD of (V, C), at a hundredth of the work
@@ -29,7 +32,10 @@ def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
 
 
 def start_basis(teacher: Teacher, width: int) -> Float[Tensor, "C Cs"]:
-    """Return the basis that a student of this width starts in: the identity if it is as wide as the teacher."""
+    """Return the basis that a student of this width starts in: the identity if it is as wide as the teacher.
+
+    Raises UserError if it is wider.
+    """
     table = _tables(teacher)[0]["word"]
     return torch.eye(width, device=table.device) if width == table.shape[1] else svd_basis(table, width)
 
@@ -66,7 +72,9 @@ def new_student(
 
     start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
     the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
-    (not MPNet's position bias, for which a BERT has no place). UserError for "teacher" where the layers are of another make.
+    (not MPNet's position bias, for which a BERT has no place). Raises UserError for another ``start``, for ``layers`` that are
+    not one a student layer, for a student wider than the teacher that does not start at "random", and for "teacher" where the
+    layers are of another make.
     """
     if start not in STARTS:
         raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")

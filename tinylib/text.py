@@ -47,7 +47,10 @@ def load_tokenizer(source: str | Path):
 
 
 def same_vocabulary(one: str | Path, other: str | Path) -> bool:
-    """Tell whether the tokenizers of two models give every token the same number."""
+    """Tell whether the tokenizers of two models give every token the same number.
+
+    Raises UserError as ``load_tokenizer`` does.
+    """
     return load_tokenizer(one).get_vocab() == load_tokenizer(other).get_vocab()
 
 
@@ -114,7 +117,7 @@ class LengthBuckets(Sampler):
 
     Each epoch shuffles all rows, cuts them into pools of ``POOL`` batches, sorts each pool by length, cuts it
     into batches and shuffles the batches. Seed and epoch decide the order, so that a run that
-    is resumed sees the same one (``set_epoch``).
+    is resumed sees the same one (``set_epoch``). Raises UserError for ``batch_size`` below 1.
     """
 
     def __init__(self, lengths: Int[Tensor, " N"], batch_size: int, seed: int = 0, shuffle: bool = True):

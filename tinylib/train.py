@@ -32,7 +32,10 @@ Counts = Callable[[str, Batch], int]
 
 
 class Examples(Dataset):
-    """Encoded texts and their labels; an item is its row number, since batches are padded whole (``loader``)."""
+    """Encoded texts and their labels; an item is its row number, since batches are padded whole (``loader``).
+
+    Raises UserError unless there is one label a text.
+    """
 
     def __init__(self, encoded: Encoded, labels=None):
         if labels is not None and len(labels) != len(encoded):
@@ -83,6 +86,7 @@ def set_precision(name: str) -> None:
     (torch.set_float32_matmul_precision). "bfloat16": training runs under autocast (Micikevicius et al. 2018), its products
     and much of what lies between them in bfloat16, weights in float32; as ``accelerate launch --mixed_precision bf16``.
     On processors with bfloat16 instructions (AVX512_BF16, AMX) a step takes about two thirds of the time, on others far more.
+    Raises UserError for another name.
     """
     from accelerate.state import AcceleratorState
 

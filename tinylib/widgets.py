@@ -336,7 +336,10 @@ def _curve_parts(curve: Mapping[float, float], sparsity: float, accuracy: float 
 def temperature_explorer(
     teacher_logits: Float[Tensor, " K"], student_logits: Float[Tensor, " K"], names: Sequence[str]
 ) -> ipywidgets.VBox:
-    """Show one example's softened probabilities, the entropy, and the student's gradient as T moves."""
+    """Show one example's softened probabilities, the entropy, and the student's gradient as T moves.
+
+    Raises UserError unless each class has one name.
+    """
     if len(names) != len(teacher_logits):
         raise UserError(f"{len(teacher_logits)} logits but {len(names)} names; name each class once")
     highest = math.log(len(names))
@@ -467,6 +470,7 @@ def pareto_explorer(own: Sequence[Mapping], behind: Sequence[Mapping] = ()) -> i
     """Show the ledger's models over a cost, and the cheapest one that is at least as accurate as asked.
 
     ``own``, ``behind``: rows of ``ledger.rows`` and ``ledger.course_rows``; of models in both, the learner's row counts.
+    Raises UserError if there are no rows.
     """
     named = {row["name"] for row in own}
     models = [*own, *(row for row in behind if row["name"] not in named)]
