@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -648,6 +649,21 @@ def test_live_and_cached_teachers_train_alike(teacher, attention_on):
         )
         runs.append(torch.tensor(result.intermediate.losses["loss"]))
     torch.testing.assert_close(*runs, rtol=1e-2, atol=1e-3)
+
+
+def test_a_teacher_whose_outputs_have_no_room_is_said_to_compute_them_anew(teacher):
+    def said(**changes) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            distill.distill(teacher, examples(), SHORT.replace(epochs_prediction=0, **changes), small_student(teacher))
+        return [str(note.message) for note in caught if "computes them anew" in str(note.message)]
+
+    (note,) = said(epochs_intermediate=2, cache_gb=1e-6)
+    assert "more than the 1e-06 that it may, so it computes them anew in each of 2 epochs" in note
+    assert "--cache-gb 0.1 or --cache-dtype int8, which halves it, spares it that" in note
+    assert not said(epochs_intermediate=1, cache_gb=1e-6), "once is what filling the cache would take"
+    assert not said(epochs_intermediate=2, cache_gb=0.0), "this is how to ask for it"
+    assert not said(epochs_intermediate=2)
 
 
 class Killed(Exception):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +106,27 @@ print(before - resident())
     meanwhile, after = map(int, done.stdout.split())
     assert meanwhile > 100e6
     assert abs(after) < 20e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process' memory is told by /proc")
+def test_pages_of_a_file_that_was_written_or_read_are_not_kept(tmp_path):
+    def held() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+    size, part = 50_000_000, 5_000_000
+    numbers = np.tile(np.arange(1000, dtype=np.float16), part // 1000)
+    before = held()
+    written = np.memmap(tmp_path / "numbers", np.float16, "w+", shape=(size,))
+    for start in range(0, size, part):
+        written[start : start + part] = numbers
+    assert held() > before + 80
+    paging.forget_pages(written, np.empty(0))
+    assert held() < before + 20
+    written.flush()
+    read = np.memmap(tmp_path / "numbers", np.float16, "r", shape=(size,))
+    for start in range(0, size, part):
+        assert np.array_equal(read[start : start + part], numbers)
+        paging.forget_pages(read)
+        assert held() < before + 40
+    assert written[-1] == 999

@@ -135,7 +135,9 @@ def distill_intermediate(
         outputs = teacher_outputs(
             teacher, examples, *layers, keep=keep_outputs, heads=heads, dtype=settings.cache_dtype
         )
-    elif settings.epochs_intermediate and not left and not keep_outputs:  # a run that stopped just before it deleted them
+    elif left:
+        _say_uncached(size, settings)
+    elif settings.epochs_intermediate and not keep_outputs:  # a run that stopped just before it deleted them
         drop_outputs(teacher, examples, *layers, heads, settings.cache_dtype)
     with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
         history = fit(
@@ -145,6 +147,17 @@ def distill_intermediate(
             checkpoint=checkpoint, after_epoch=after_epoch and (lambda pair, epoch: after_epoch(pair.student, epoch)),
         )  # fmt: skip
     return projections, history
+
+
+def _say_uncached(size: int, settings: Settings) -> None:
+    """Tell that the teacher works anew in every epoch, and what would spare it that."""
+    epochs, needed = settings.epochs_intermediate, math.ceil(size / 1e8) / 10
+    if epochs > 1 and settings.cache_gb > 0:  # 0 is how one asks for it
+        half = " or --cache-dtype int8, which halves it," if settings.cache_dtype == "float16" else ""
+        warnings.warn(
+            f"the teacher's outputs would take {needed:g} GB on the disk, more than the {settings.cache_gb:g} that it may, so it "
+            f"computes them anew in each of {epochs} epochs; --cache-gb {needed:g}{half} spares it that", UserNote, stacklevel=3,
+        )  # fmt: skip
 
 
 def distill_prediction(

@@ -30,7 +30,7 @@ from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
-from tinylib.paging import release_freed_memory
+from tinylib.paging import forget_pages, release_freed_memory
 from tinylib.rowwise import Format, format_of
 from tinylib.stored import read_tensors
 from tinylib.student import automatic_start, start_basis
@@ -227,8 +227,9 @@ class TeacherOutputs:
         layers = self.hidden_layers, self.score_layers, self.relation_layers
         buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, BATCH, shuffle=False)]
         logits: list[Tensor | None] = [None] * len(self.lengths)
+        label = f"teacher outputs, {sum(file.nbytes for file in files) / 1e6:,.0f} MB"
         release_freed_memory()
-        for rows in tqdm([rows for rows in buckets if rows], desc="teacher outputs", unit="batch", leave=False):
+        for rows in tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False):
             batch = examples.collate(rows)
             out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
             square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
@@ -243,6 +244,7 @@ class TeacherOutputs:
                     if kind is not None:
                         packed = self.format.pack(kind[(i, slice(None), *cut)])
                         file[offsets[row] : offsets[row + 1]] = packed.flatten().numpy()
+            forget_pages(*files)
         for file in files:
             if isinstance(file, np.memmap):
                 file.flush()
@@ -284,6 +286,7 @@ class TeacherOutputs:
                 states[:, i, :n] = unpack(own.view(K, n, self.width + extra))
             if S:
                 square[:, i, :, :n, :n] = unpack(pairs.view(S, self.heads, n, n + extra))
+        forget_pages(self.hidden, self.square)
         states, square, first = states.to(device), square.to(device), len(self.score_layers)
         return BertOutput(
             torch.empty(0), None, dict(zip(self.hidden_layers, states, strict=True)),

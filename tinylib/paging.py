@@ -1,7 +1,8 @@
-"""Weights that nobody reads for a while lie on the disk: a teacher whose outputs are cached leaves its memory to others."""
+"""What nobody reads for a while lies on the disk: a teacher whose outputs are cached, and the outputs that were just read."""
 
 import contextlib
 import ctypes
+import mmap
 import os
 import shutil
 import tempfile
@@ -73,6 +74,16 @@ def _bring_back(parameters: list[nn.Parameter]) -> None:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # Windows removes no file that is mapped, so it is tried again at the end
         path.unlink()
+
+
+def forget_pages(*arrays: np.ndarray) -> None:
+    """Take the pages of memory-mapped arrays off this process, where the system can: they stay in the file and its cache.
+
+    What was read or written counts as the process's memory until then, so a file read from end to end would count whole.
+    """
+    for array in arrays:
+        if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array.base.madvise(mmap.MADV_DONTNEED)  # of shared pages: what was written is kept
 
 
 def release_freed_memory() -> None:
