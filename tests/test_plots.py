@@ -96,12 +96,31 @@ def test_show_displays_a_picture_with_its_alt_text_and_closes_it(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     fig, ax = plots.figure(width=8, height=4)
-    plots.curves({"loss": [1.0, 0.5]}, ax)
+    plots.curves({"loss": [1.0, 0.5]}, ax).set_title("It falls")
     plots.show(fig, "The loss falls.")
     data, metadata = shown[0]._repr_mimebundle_()
-    assert metadata["image/png"]["alt"] == "The loss falls."
-    assert Image.open(io.BytesIO(shown[0].data)).size == (800, 400)
+    assert metadata["image/png"] == {"alt": "The loss falls.", "width": 800}, "as wide on the page as the figure says"
+    assert Image.open(io.BytesIO(shown[0].data)).size == (1200, 600), "finer than the page, for print"
     assert not plt.fignum_exists(fig.number)
+
+
+def test_a_figure_without_a_title_or_wider_than_a_page_is_refused_under_test(monkeypatch):
+    monkeypatch.setenv("TINYLIB_TYPECHECK", "1")
+    monkeypatch.setattr("IPython.display.display", lambda picture: None)
+    fig, axes = plots.figure(1, 2, width=6, height=3)
+    with pytest.raises(ValueError, match="no title"):
+        plots.show(fig, "alt")
+    axes[1].set_title("left", loc="left")
+    plots.show(fig, "one panel's title is enough")
+    fig, _ = plots.figure(width=12, height=3)
+    fig.suptitle("as wide as a page")
+    plots.show(fig, "alt")
+    fig, _ = plots.figure(width=12.5, height=3)
+    fig.suptitle("wider")
+    with pytest.raises(ValueError, match="12.5 inches"):
+        plots.show(fig, "alt")
+    monkeypatch.delenv("TINYLIB_TYPECHECK")
+    plots.show(fig, "a learner's own figure may be as they like")
 
 
 def test_a_models_name_crosses_no_other_models_interval(ax):

@@ -25,12 +25,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+PAGE_DPI = 100  # pixels an inch that a picture takes on the page
+SAVED_DPI = 150  # pixels an inch that it holds: sharp in print, and a lesson's file grows by less than a half
+WIDEST = 12.0  # inches; a wider figure is scaled down on the page, and its texts with it
+
 
 def style() -> None:
     """Set the course's look: readable at 1200 pixels and in print."""
     sns.set_theme(context="notebook", style="whitegrid", palette=list(COLOURS), font_scale=1.05)
     plt.rcParams.update(
-        {"figure.figsize": (8, 4), "figure.dpi": 100, "axes.titlesize": "medium", "axes.titleweight": "bold"}
+        {"figure.figsize": (8, 4), "figure.dpi": PAGE_DPI, "axes.titlesize": "medium", "axes.titleweight": "bold"}
     )
 
 
@@ -69,19 +73,32 @@ def _overlap(one: BboxBase, other: BboxBase) -> bool:
 def show(fig: Figure, alt: str) -> None:
     """Display a figure as PNG with alt text that says what it shows, and close it.
 
-    While shapes are checked (``TINYLIB_TYPECHECK=1``, as under test) a text that is cut by the frame raises ValueError.
+    While shapes are checked (``TINYLIB_TYPECHECK=1``, as under test) a text that is cut by the frame, a figure without any
+    title or one wider than 12 inches raises ValueError.
     """
     from IPython.display import Image, display
     from PIL import Image as Pillow
 
-    if os.environ.get("TINYLIB_TYPECHECK") == "1" and (cut := outside(fig)):
-        raise ValueError(f"these texts reach over the figure's edge or into another panel: {cut}; make the figure larger")
+    if os.environ.get("TINYLIB_TYPECHECK") == "1":
+        _examine(fig)
     drawn, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=100)
+    fig.savefig(drawn, format="png", dpi=SAVED_DPI)
+    wide = round(PAGE_DPI * fig.get_figwidth())
     plt.close(fig)
     # 256 colours look the same in a plot and make the notebook's file two to three times smaller
     Pillow.open(drawn).convert("RGB").quantize(256, dither=Pillow.Dither.NONE).save(small, format="png", optimize=True)
-    display(Image(data=small.getvalue(), format="png", alt=alt))
+    display(Image(data=small.getvalue(), format="png", alt=alt, width=wide))
+
+
+def _examine(fig: Figure) -> None:
+    """Raise ValueError for a figure that a reader could not use as it stands."""
+    if cut := outside(fig):
+        raise ValueError(f"these texts reach over the figure's edge or into another panel: {cut}; make the figure larger")
+    titles = [fig.get_suptitle(), *(ax.get_title(place) for ax in fig.axes for place in ("left", "center", "right"))]
+    if not any(title.strip() for title in titles):
+        raise ValueError("the figure has no title: say above a panel, or with fig.suptitle, what is to be seen")
+    if fig.get_figwidth() > WIDEST:
+        raise ValueError(f"the figure is {fig.get_figwidth():g} inches wide, more than {WIDEST:g}: take fewer panels a row")
 
 
 def curves(series: Mapping[str, Sequence[float]], ax: Axes, x: Sequence[float] | None = None) -> Axes:
