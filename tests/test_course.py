@@ -4,12 +4,15 @@ import dataclasses
 import json
 
 import pytest
+import sklearn.metrics
 import torch
 import transformers
 from test_cli import LABELS, TEXTS, make_checkpoint, write_csv
+from test_datasets import glue_like
 
-from tinylib import course, distill, job, models, text
+from tinylib import course, datasets, distill, job, models, text
 from tinylib.errors import UserError
+from tinylib.train import predict
 
 
 @pytest.fixture
@@ -161,8 +164,33 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    ("task", "metric"), [("cola", "matthews"), ("mrpc", "f1"), ("mnli", "accuracy"), ("sst2", "accuracy")]
+)
+def test_the_tasks_of_glue_are_judged_as_glue_does_at_the_paper_s_lengths(task, metric, small, monkeypatch):
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: glue_like(task))
+    monkeypatch.setattr(datasets, "hub_answers", lambda: True)
+    monkeypatch.setenv("TINYLIB_TIER", "gpu")
+    monkeypatch.setitem(course.TIERS, "gpu", dataclasses.replace(course.GPU, base=str(small.base), teacher_epochs=1))
+    prepared = course.prepare(f"glue/{task}")
+    cut_to: list[int] = []
+    monkeypatch.setattr(course, "encode", lambda *args, max_length: cut_to.append(max_length) or text.encode(*args, max_length))
+    course.prepare(f"glue/{task}")
+    assert set(cut_to) == {64 if task in ("cola", "sst2") else 128}
+    teacher = course.teacher(prepared)
+    said = predict(teacher, prepared.encoded["test"]).argmax(-1)
+    truth = prepared.labels["test"]
+    judges = {
+        "matthews": sklearn.metrics.matthews_corrcoef, "f1": sklearn.metrics.f1_score, "accuracy": sklearn.metrics.accuracy_score,
+    }  # fmt: skip
+    assert course.score(teacher, prepared) == pytest.approx(judges[metric](truth, said))
+
+
+@pytest.mark.parametrize(
     ("data", "copies", "epochs"),
-    [("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/sst2", 20, 20), ("glue/qnli", 20, 10), ("films.csv", 0, 20)],
+    [
+        ("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/mnli_mismatched", 10, 10), ("glue/sst2", 20, 20),
+        ("glue/qnli", 20, 10), ("films.csv", 0, 20),
+    ],
 )
 def test_a_gpu_takes_the_paper_s_settings_for_each_task(data, copies, epochs, monkeypatch):
     monkeypatch.setenv("TINYLIB_TIER", "gpu")

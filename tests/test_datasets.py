@@ -206,7 +206,8 @@ def glue_like(task: str, hidden: bool = True) -> datasets.hf.DatasetDict:
         text = {c: datasets.hf.Value("string") for c in datasets.GLUE_COLUMNS[task]}
         features = datasets.hf.Features({**text, "label": label, "idx": datasets.hf.Value("int32")})
         part = datasets.hf.Dataset.from_dict({**columns, "idx": list(range(size))}, features)
-        data[f"{name}_matched" if task == "mnli" and name != "train" else name] = part
+        for half in ("_matched", "_mismatched") if task == "mnli" and name != "train" else ("",):
+            data[name + half] = part if half != "_mismatched" else part.map(lambda row: {"premise": f"other {row['premise']}"})
     return data
 
 
@@ -222,6 +223,14 @@ def test_glue_columns_are_renamed_and_validation_becomes_test(monkeypatch, task)
     assert {name: len(part) for name, part in data.items()} == {"train": 36, "validation": 4, "test": 8}
     assert datasets.label_names(data) == ["negative", "positive"]
     assert data["test"]["text"][0].startswith("validation ")
+
+
+def test_the_other_half_of_mnli_is_a_name_of_its_own(monkeypatch):
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: {("nyu-mll/glue", "mnli"): glue_like("mnli")}[args])
+    monkeypatch.setattr(datasets, "hub_answers", lambda: True)
+    one, other = datasets.load("glue/mnli"), datasets.load("glue/mnli_mismatched")
+    assert one["train"].to_dict() == other["train"].to_dict()
+    assert other["test"]["text"][0] == f"other {one['test']['text'][0]}"
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".parquet", ".jsonl"])

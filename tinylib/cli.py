@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, metavar="DIR")
     sub.add_argument("--data", required=True, help=DATA)
     sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    sub.add_argument("--max-length", type=_count, default=64)
+    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
@@ -66,12 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--format", choices=("hf", "onnx", "onnx-int8", "onnx-int4"), default="hf", help=layout)
     sub.add_argument("--data", help=f"measure model and export on its test split: {DATA}")
-    sub.add_argument("--max-length", type=_count, default=64)
+    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
     return parser
 
 
+CUT = "tokens a text is cut to (default: 64; on a GPU, pairs 128, as in the paper)"
 DATA = "shipped name, hub name (glue/sst2), file, or folder with train, validation and test files"
 
 
@@ -162,8 +163,7 @@ def _data_and_out(sub: argparse.ArgumentParser) -> None:
 
 def _run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batch-size", type=_count, default=32)
-    cut = "tokens a text is cut to (the paper: 64, pairs 128)"
-    sub.add_argument("--max-length", type=_count, default=64, help=cut)
+    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0)
 
 

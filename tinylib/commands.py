@@ -271,6 +271,7 @@ def fetch(args) -> int:
 def _prepare(args, base):
     """Load the data and tokenize it for the model ``base``; return it with what there is to know of it (``owndata.examine``)."""
     prepared = course.prepare(args.data, base=base, max_length=args.max_length, seed=args.seed)
+    args.max_length = args.max_length or course.cut_at(prepared.pairs)
     return prepared, owndata.examine(prepared)
 
 

@@ -74,9 +74,9 @@ def told(logits: Float[Tensor, "N K"]) -> Tensor:
     return logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
 
 
-def score(labels: Tensor, logits: Float[Tensor, "N K"]) -> float:
-    """Return the figure that the task is judged by."""
-    judge = metrics.accuracy if logits.shape[1] > 1 else metrics.pearson
+def score(labels: Tensor, logits: Float[Tensor, "N K"], data: str = "") -> float:
+    """Return the figure that a task is judged by: of classes accuracy or GLUE's own of the task ``data``, of scores Pearson's."""
+    judge = metrics.of_task(data)[1] if logits.shape[1] > 1 else metrics.pearson
     return judge(labels, told(logits))
 
 
