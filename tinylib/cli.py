@@ -62,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, metavar="DIR")
     layout = (
         "hf: config.json, model.safetensors and tokenizer (default); onnx: the same with model.onnx in float32 instead; "
-        "onnx-int8: a quarter of its size and the fastest; onnx-int4: the smallest, not faster than float32"
+        "onnx-int8: a quarter of its size and the fastest; onnx-int4: the smallest, not faster than float32; onnx-int8-static: "
+        "as onnx-int8, with the activations' ranges fixed beforehand on texts of --data, and a little less exact"
     )
-    sub.add_argument("--format", choices=("hf", "onnx", "onnx-int8", "onnx-int4"), default="hf", help=layout)
+    sub.add_argument("--format", choices=LAYOUTS, default="hf", help=layout)
     sub.add_argument("--data", help=f"measure model and export on its test split: {DATA}")
     sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 CUT = "tokens a text is cut to (default: 64; on a GPU, pairs 128, as in the paper)"
+LAYOUTS = "hf", "onnx", "onnx-int8", "onnx-int4", "onnx-int8-static"
 DATA = "shipped name, hub name (glue/sst2), file, or folder with train, validation and test files"
 
 

@@ -3,6 +3,7 @@
 Inputs are read and checked before anything is written; what is made goes through ``output.output``.
 """
 
+import itertools
 import json
 import math
 import time
@@ -212,16 +213,20 @@ def evaluate(args) -> int:
     return 0
 
 
+STATIC, CALIBRATION = "onnx-int8-static", 320  # texts that its ranges are fixed on
 FLOAT_ERROR = 1e-2  # of a logit: far above what another order of float32's sums gives, below what a mistake does
 
 
 def export(args) -> int:
     """Write the model in another layout, load that again and hold it against the model.
 
-    Raises UserError if the model is no BERT or has no tokenizer and, where data is given, if it has no head for its labels.
+    Raises UserError if the model is no BERT or has no tokenizer, if data is given and it has no head for its labels, and if
+    none is given for a layout that needs texts.
     """
     started, reads = time.perf_counter(), [s for s in (args.model, args.data) if s]
     output.place(args.out, reads)
+    if args.format == STATIC and not args.data:
+        raise UserError(f"--format {STATIC} fixes ranges on the training texts of --data; give it, or take --format onnx-int8")
     if args.format != "hf":
         exporting.package("onnx"), exporting.package("onnxruntime")  # before the work, not after it
     prepared = _prepare(args, args.model)[0] if args.data else None
@@ -230,7 +235,7 @@ def export(args) -> int:
     if model.tokenizer_folder is None:
         raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
     with output.output(args.out, reads) as work:
-        file, written = _write(args.format, model, work)
+        file, written = _write(args.format, model, work, prepared)
         report = {
             "model": str(args.model), "format": args.format, "bytes": measure.file_size(file), "tinylib": __version__,
             "parameters": measure.parameters(model), "random_difference": exporting.difference_on_random(model, written),
@@ -248,14 +253,17 @@ def export(args) -> int:
     return 0
 
 
-def _write(layout: str, model, folder: Path):
-    """Write a model in a layout; return the file with the weights, and what a user of the folder would load."""
+def _write(layout: str, model, folder: Path, prepared: course.Prepared | None):
+    """Write a model in a layout (``STATIC`` needs texts to fix ranges on); return the file with the weights, and what a user of the folder would load."""
     if layout == "hf":
         pruning.restore_heads(model).save_pretrained(folder)
         return folder / "model.safetensors", Bert.from_pretrained(folder)
     file = exporting.to_onnx(model, folder)
     if layout == "onnx-int8":
         quantize.dynamic_int8(file, file)
+    if layout == STATIC:
+        batches = train.loader(prepared.examples("train"), CALIBRATION // 10, seed=0)
+        quantize.static_int8(file, file, itertools.islice(batches, 10))
     if layout == "onnx-int4":
         quantize.weight_only(file, file)
     return file, exporting.Onnx(folder)
