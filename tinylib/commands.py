@@ -254,7 +254,10 @@ def export(args) -> int:
 
 
 def _write(layout: str, model, folder: Path, prepared: course.Prepared | None):
-    """Write a model in a layout (``STATIC`` needs texts to fix ranges on); return the file with the weights, and what a user of the folder would load."""
+    """Write a model in a layout; return the file with the weights, and what a user of the folder would load.
+
+    ``STATIC`` fixes its ranges on training texts of ``prepared``.
+    """
     if layout == "hf":
         pruning.restore_heads(model).save_pretrained(folder)
         return folder / "model.safetensors", Bert.from_pretrained(folder)
