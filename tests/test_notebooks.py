@@ -7,12 +7,17 @@ nbval runs the lessons (`make test`); what stands here needs no kernel. The conv
 - `make notebooks LESSONS=notebooks/04_distillation_loss.ipynb` runs a lesson and saves it as it is committed.
 - Tags: those of lessons.TAGS. In 00, 01 and 02 nbval compares all outputs, so a cell there that shows a
   widget or a progress bar is tagged `nbval-ignore-output`; elsewhere `nbval-check-output` asks for one.
-- A picture is shown with `tinylib.plots.show(fig, alt=...)`, which gives it alt text.
+- A picture is shown with `tinylib.plots.show(fig, alt=...)`, which gives it alt text. Under test it wants a title and
+  at most 12 inches.
+- One of the first three markdown cells names the lesson before, by number or by a link.
+- A term of the glossary is linked where the lesson that defines it first says it in prose (the opening, headings and
+  code do not count).
 - The last markdown cell links to a later lesson: `[Next: ...](05_magnitude_pruning.ipynb)`.
 
 An exercise is a row of cells in this order, with other cells between them if need be:
 
-1. markdown: the task, its difficulty, the time it takes (no tag);
+1. markdown: a heading `### Exercise …` and, in it or in the line after it, the difficulty and the time it takes,
+   `(★★☆, 10 minutes)` (no tag);
 2. code, tagged `exercise`, with the metadata `{"exercise": "hidden_loss"}`: the stub, which runs but fails;
 3. code, tagged `check`: `checks.run("hidden_loss", my_loss)` on what the stub defines. It must not raise;
 4. markdown, tagged `hint`: `<details><summary>Hint</summary> ... </details>`;
@@ -34,6 +39,7 @@ import check
 import colab
 import matplotlib.pyplot as plt
 import nbformat
+import prose
 import pytest
 import road
 import run as run_tool
@@ -130,6 +136,24 @@ def test_links_and_pictures_resolve(path):
                 assert link["text"], f"{target} has no alt text"
             if target and not re.match(r"(https?|mailto|attachment|data):", target):
                 assert (path.parent / target).exists(), f"{path.name} links to {target}, which does not exist"
+        if cell.cell_type == "markdown":
+            assert not prose.nameless_pictures(cell.source), "a screen reader has nothing to say for these"
+
+
+@each_lesson
+def test_the_lesson_goes_on_from_the_one_before(path):
+    if path != LESSONS[0]:
+        before = LESSONS[LESSONS.index(path) - 1]
+        assert prose.names_lesson(NOTEBOOKS[path], before), f"name lesson {before.name[:2]} in the first three markdown cells"
+
+
+@each_lesson
+def test_every_task_says_how_hard_it_is_and_how_long_it_takes(path):
+    assert not prose.tasks_without_cost(NOTEBOOKS[path]), "put (★★☆, 10 minutes) into the heading, or into the line after it"
+    for at, cell in enumerate(NOTEBOOKS[path].cells):
+        if "exercise" in tags(cell):
+            above = "\n".join(c.source for c in NOTEBOOKS[path].cells[:at] if c.cell_type == "markdown")
+            assert re.findall(r"(?m)^#{2,4} (\w+)", above)[-1] == "Exercise", f"cell {at + 1} has no heading of its own"
 
 
 @each_lesson
@@ -155,7 +179,8 @@ def test_make_test_compares_every_output_of_the_strict_lessons(monkeypatch, name
 
 # -- glossary, map and the other pages ----------------------------------------
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+PATTERNS = ("*.md", "docs/*.md", "benchmarks/*.md", "data/**/*.md")
+PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
 ROW = re.compile(
     r'(?m)^\| <a id="(?P<id>[\w-]+)"></a>\*\*(?P<term>.+?)\*\* \| (?P<said>.+?) \| \[(?P<lesson>\d\d)\]\(.+?\) \| (?P<zh>.+?) \|$'
 )
@@ -177,21 +202,66 @@ def test_terms_are_linked_to_the_glossary_where_they_are_first_said(path):
     assert {name: linked.count(name) for name in own} == dict.fromkeys(own, 1), "one link, in the lesson that defines the term"
 
 
+# Uses of a term's word before the term is linked that are none of the term, and why.
+OTHER_MEANING = {
+    ("01", "value"): "what a dictionary returns, from which attention's values have their name",
+}
+
+
+@each_lesson
+def test_a_term_is_linked_no_later_than_it_is_said(path):
+    before = {name for lesson in LESSONS if lesson < path for name in glossary_links(lesson)}
+    early = prose.said_too_early(NOTEBOOKS[path], {name: row["term"] for name, row in GLOSSARY.items()})
+    due = {name: place for name, place in early.items() if GLOSSARY[name]["lesson"] == path.stem[:2] and name not in before}
+    excepted = {name for lesson, name in OTHER_MEANING if lesson == path.stem[:2]}
+    assert excepted <= set(due), "no exception is needed any more: take it out of OTHER_MEANING"
+    left = {name: place for name, place in due.items() if name not in excepted}
+    assert not left, "move the link to where the lesson first says the term, or the sentence behind it"
+
+
 def test_the_glossary_has_no_row_that_the_lint_cannot_read():
     text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     assert text.count('<a id="') == len(GLOSSARY) > 100
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
-def test_links_of_the_other_pages_resolve(page):
+def test_every_page_that_is_committed_is_read_here():
+    done = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not (ROOT / ".git").exists():
+        pytest.skip("this copy of the course is not a git repository")
+    names = {page.relative_to(ROOT).as_posix() for page in PAGES}
+    assert {name for name in done.stdout.split("\0") if name and (ROOT / name).exists()} <= names, "add its folder to PATTERNS"
+
+
+def anchors(text: str) -> set[str]:
+    """List what a link into a page can aim at: its ids, and its headings as hosts turn them into ids."""
+    headings = re.findall(r"(?m)^#{1,6} (.+)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    slugs = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {*re.findall(r'id="([^"]+)"', text), *slugs}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_pictures_of_the_other_pages_resolve(page):
     text = page.read_text(encoding="utf-8")
-    for link in LINK.finditer(text):
-        target, _, anchor = link["target"].partition("#")
+    assert not prose.nameless_pictures(text), "a screen reader has nothing to say for these"
+    for link in LINK.finditer(re.sub(r"(?ms)^```.*?^```", "", text)):
+        target, _, anchor = (link["target"] or link["src"]).partition("#")
+        if link[0].startswith("!"):
+            assert link["text"].strip(), f"{target} has no alt text"
         if re.match(r"(https?|mailto):", target):
             continue
         to = page.parent / target if target else page
         assert to.exists(), f"{page.name} links to {target}, which does not exist"
-        assert not anchor or f'id="{anchor}"' in to.read_text(encoding="utf-8"), f"{page.name}: no anchor {anchor} in {to.name}"
+        assert not anchor or anchor in anchors(to.read_text(encoding="utf-8")), f"{page.name}: no anchor {anchor} in {to.name}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+def test_the_pages_for_readers_say_what_holds_on_every_machine(page):
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"\d (?:ms|milliseconds)\b.{0,40}", text)
+    assert not found, f"a time of one machine, which the lesson's next run changes: give the ratio instead of {found}"
+    for link in re.finditer(r"\]\((?:\.\./)?(?P<to>notebooks/\w+\.ipynb)\)[,;]?\s+sections? (?P<number>\d+)", text):
+        whole = "\n".join(prose.markdown(NOTEBOOKS[ROOT / link["to"]]))
+        assert re.search(rf"(?m)^## {link['number']}\.", whole), f"{link['to']} has no section {link['number']}"
 
 
 def test_the_map_shows_the_lessons_and_is_as_drawn():
@@ -287,6 +357,9 @@ def print_to(name: str, text: str) -> dict:
         (show({"text/plain": "<Axes at 0x7f00deadbeef>"}), "object's address"),
         (show({"image/png": "AAAA"}), "no alt text"),
         (show({WIDGET_VIEW: {}}), "live widget"),
+        (show({"text/html": '<img src="x.png">'}), "nothing to say"),
+        (show({"text/html": '<img alt="" src="x.png">'}), "nothing to say"),
+        (show({"image/svg+xml": "<svg role='img'><rect/></svg>"}), "nothing to say"),
         (print_to("stdout", "x" * SIZE_LIMIT), "fewer or smaller figures"),
     ],
 )
@@ -308,6 +381,58 @@ def test_faulty_cells_are_found_and_clean_ones_are_not():
     assert all(
         word in found for word in ("counts", "lines of code", "trailing ';'", "unknown tag", "no state", "Out[2] beside In[7]")
     )
+
+
+def test_a_picture_in_html_with_a_name_is_no_fault():
+    named = '<svg aria-label="A line."><rect/></svg><svg><title>A line</title></svg><img src="x.png" alt=\'A line.\'>'
+    assert not faults(Path("x.ipynb"), make_notebook("1", outputs=[show({"text/html": named})]))
+
+
+def make_pages(*sources: str) -> nbformat.NotebookNode:
+    """Make a notebook of markdown cells."""
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source) for source in sources])
+
+
+def test_the_lesson_before_is_found_by_number_and_by_link():
+    before = Path("05_magnitude_pruning.ipynb")
+    opening = "# Title, section 05, 1.05"
+    assert not prose.names_lesson(make_pages(opening, "a", "b", "Lesson 05"), before)
+    assert prose.names_lesson(make_pages(opening, "a", "Lesson 05 ended so."), before)
+    assert prose.names_lesson(make_pages("[There](05_magnitude_pruning.ipynb) we began."), before)
+
+
+def test_a_task_without_stars_or_minutes_is_found():
+    good = ("### Exercise 1: x (★☆☆, 5 minutes)", "### Question · y\n*★★☆, 10 minutes.* Why?", "### Exercises there\n\nNo task.")
+    bad = ("### Exercise 2: x (★☆☆)", "### An open experiment\n\n20 minutes.", "### Explain\n\nWhy?\n\n(★☆☆, 5 minutes)")
+    assert prose.tasks_without_cost(make_pages(*good, *bad)) == ["### Exercise 2: x (★☆☆)", "### An open experiment", "### Explain"]
+
+
+TERMS = {"mask": "mask (of attention)", "loss": "attention loss", "kl": "Long name (KL)"} | {w: w for w in ("attention", "query")}
+
+
+def to(name: str, text: str) -> str:
+    """Link a term to the glossary, as a lesson does."""
+    return f"[{text}](../docs/glossary.md#{name})"
+
+
+@pytest.mark.parametrize(
+    ("text", "early"),
+    [
+        (f"A {to('mask', '*mask*')} hides. Masks are boolean.", []),
+        (f"Masks are boolean. A {to('mask', 'mask')} hides.", ["mask"]),
+        (f"Many queries come. A {to('query', 'query')} asks.", ["query"]),
+        (f"The KL falls. The {to('kl', 'long name')} too; pickle holds none.", ["kl"]),
+        (f"The {to('loss', 'attention loss')} needs {to('attention', 'attention')}.", []),
+        (f"The attention\nloss. {to('attention', 'Attention')} and the {to('loss', 'attention loss')}.", ["loss"]),
+        (f"self-attention, unmasked, `mask`, $mask$, <b mask>.\n\n```\nmask\n```\n{to('mask', 'm')} {to('attention', 'a')}", []),
+        (f"## The mask\n| [02 The mask](02_x.ipynb) | mask |\n[about masks](02_x.ipynb)\n\nA {to('mask', 'mask')}.", []),
+        (f"**Derivation 1: a mask.** Now {to('mask', 'masks')}.", []),
+        (f"| what | a mask |\n\nA {to('mask', 'mask')}.", ["mask"]),
+        ("A mask that is not linked here.", []),
+    ],
+)
+def test_a_term_that_is_said_before_its_link_is_found(text, early):
+    assert sorted(prose.said_too_early(make_pages("# Masks of attention\n\nThe opening says mask.", text), TERMS)) == early
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def committed() -> list[str]:
     return sorted(name for name in set(done.stdout.split("\0")) if name and (ROOT / name).is_file())
 
 
+@cache
 def parse_notebook(path: Path) -> ast.Module:
     """Parse a lesson's code cells, magics and shell lines left out."""
     lines = "\n".join(cell.source for cell in code_cells(read(path))).splitlines()
@@ -110,13 +112,53 @@ def test_no_definition_stands_twice_in_the_package():
                 seen[key] = path
 
 
+@cache
+def package_definitions() -> set[tuple[str, str]]:
+    """Give the definitions of all modules."""
+    return set().union(*(definitions(ast.parse(module.read_text(encoding="utf-8"))) for module in MODULES))
+
+
 @pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
 def test_a_lesson_repeats_no_definition_of_the_package(path):
-    package = set()
-    for module in MODULES:
-        package |= definitions(ast.parse(module.read_text(encoding="utf-8")))
-    repeated = sorted(name for name, body in definitions(parse_notebook(path)) if (name, body) in package)
+    repeated = sorted(name for name, body in definitions(parse_notebook(path)) if (name, body) in package_definitions())
     assert not repeated, f"import {repeated} from tinylib instead of writing it again"
+
+
+def test_no_definition_stands_in_two_lessons():
+    seen = {}
+    for path in lessons():
+        for name, body in sorted(definitions(parse_notebook(path))):
+            first = seen.setdefault((name, body), path.name)
+            assert first == path.name, f"{name} stands in {first} and in {path.name}: put it into tinylib and import it"
+
+
+# What a lesson may call as a public name of tinylib is called, and why; elsewhere the learner would meet two things of one name.
+SAME_NAME = {
+    ("01", "central_differences"): "the lesson derives them; tinylib.proofs holds them for the lessons after it",
+    ("02", "write"): "the decoder writes a sequence of digits; tinylib's write files",
+    ("07", "command"): "the line that starts stage 1 as a program; cards.command writes one into a model card",
+    ("10", "row"): "a row out of this lesson's own measurements; job.row measures a model anew",
+}
+
+
+@cache
+def public_names() -> dict[str, str]:
+    """Give the public functions and classes of the package by name, with their module; those of the checks stay there."""
+    found = {}
+    for path in MODULES:
+        if module_name(path) != "checks":
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    found[node.name] = module_name(path)
+    return found
+
+
+@pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
+def test_a_lesson_calls_nothing_of_its_own_by_a_name_of_the_package(path):
+    package, number = public_names(), path.name[:2]
+    own = {name for name, _ in definitions(parse_notebook(path)) if (number, name) not in SAME_NAME}
+    found = {name: f"tinylib.{package[name]}" for name in sorted(own & set(package))}
+    assert not found, "import these, give your own another name, or say in SAME_NAME why not"
 
 
 def test_a_copied_definition_is_found():

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from prose import nameless_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -15,7 +16,7 @@ STRICT = ("00_", "01_", "02_")  # derivations: nbval compares every output (the 
 
 # Every tag that a cell may carry; tests/test_notebooks.py explains those of the exercises.
 TAGS = {
-    "setup", "needed", "exercise", "check", "hint", "solution", "predict",
+    "setup", "needed", "proof", "exercise", "check", "hint", "solution", "predict",
     "nbval-ignore-output", "nbval-check-output",
 }  # fmt: skip
 
@@ -103,4 +104,6 @@ def _output_faults(output: nbformat.NotebookNode) -> list[str]:
         found.append("a live widget is in the outputs, where GitHub shows nothing")
     if "image/png" in data and not output.metadata.get("image/png", {}).get("alt", "").strip():
         found.append("the picture has no alt text: show it with tinylib.plots.show(fig, alt=...)")
+    for nameless in nameless_pictures("".join(str(data.get(mime, "")) for mime in ("text/html", "image/svg+xml", "text/markdown"))):
+        found.append(f"a screen reader has nothing to say for {nameless[:80]}: give it alt text, or aria-label")
     return found
