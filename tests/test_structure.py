@@ -1,7 +1,9 @@
 """The shape of the repository: import order, one copy of each definition, a tidy top level."""
 
 import ast
+import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +70,35 @@ def test_a_module_imports_only_from_those_above_it(path):
         assert name in tinylib.MODULES, f"put {name} into tinylib.MODULES, at its place in the order"
         allowed = {name, *tinylib.MODULES[: tinylib.MODULES.index(name)]}
         assert imported <= allowed, f"{name} may not import {sorted(imported - allowed)}: they come after it"
+
+
+# Run where the package lies; what Python itself has loaded before (coverage, say) is none of the package's.
+IMPORT = """
+import sys, time
+before, start = set(sys.modules), time.perf_counter()
+import tinylib
+print(time.perf_counter() - start, *{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+
+
+def import_anew() -> tuple[float, set[str]]:
+    """Import the package as a learner does, in a new process; give the seconds and the packages that it brought along."""
+    env = {name: value for name, value in os.environ.items() if name != "TINYLIB_TYPECHECK"}
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    seconds, *packages = done.stdout.split()
+    return float(seconds), set(packages)
+
+
+def test_importing_the_package_imports_no_other():
+    _, packages = import_anew()
+    assert "tinylib" in packages
+    foreign = packages - {"tinylib"} - sys.stdlib_module_names
+    assert not foreign, "import it in the module that needs it: `import tinylib` must stay cheap"
+
+
+@pytest.mark.alone
+def test_importing_the_package_takes_no_time():
+    assert min(import_anew()[0] for _ in range(3)) < 0.3
 
 
 def definitions(tree: ast.Module) -> set[tuple[str, str]]:

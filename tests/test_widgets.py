@@ -1,5 +1,7 @@
 """The widgets, moved as a learner's browser moves them: by setting the values of their controls."""
 
+import inspect
+import itertools
 import re
 import time
 import xml.etree.ElementTree as ET
@@ -8,7 +10,7 @@ import ipywidgets
 import pytest
 import torch
 
-from tinylib import plots, widgets
+from tinylib import ledger, plots, widgets
 from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
@@ -263,3 +265,64 @@ def test_the_pair_answers_an_empty_sentence_and_a_slider_at_once(pair):
     assert "type a sentence" in drawing.value
     controls["Your sentence"].value = "film " * 80
     assert "the picture shows the first 48" in drawing.value
+
+
+# -- every explorer, at the size that it has in its lesson ------------------------------------------------------
+
+
+def random_bert(config: BertConfig) -> Bert:
+    """Give a model of a real size with random weights, which cost as much as learnt ones."""
+    return Bert(config, torch.Generator().manual_seed(0)).eval()
+
+
+def course_size(name: str) -> ipywidgets.VBox:
+    """Make an explorer with inputs as large as its lesson's; only the sentence is the longest that is shown."""
+    g = torch.Generator().manual_seed(0)
+    shipped = "general-4x312"  # the tokenizer comes with the course
+    if name == "head_explorer":
+        return widgets.head_explorer(random_bert(BertConfig.minilm_l6()), load_tokenizer(shipped), "film " * 46)
+    if name == "attention_pair_explorer":
+        pair = random_bert(BertConfig.minilm_l6()), random_bert(BertConfig.tinybert4())
+        return widgets.attention_pair_explorer(*pair, load_tokenizer(shipped), (2, 3, 5, 6), "film " * 46)
+    if name == "temperature_explorer":
+        return widgets.temperature_explorer(*torch.randn(2, 10, generator=g), [str(digit) for digit in range(10)])
+    if name == "pruning_explorer":
+        curve = {share / 10: 0.9 - share / 25 for share in range(10)}
+        return widgets.pruning_explorer(torch.randn(10_616_832, generator=g), curve)  # all matrices of MiniLM-L6's layers
+    if name == "layer_map_explorer":
+        distances = torch.rand(2, 4, 6, generator=g)
+        return widgets.layer_map_explorer(dict(zip(("hidden loss", "attention loss"), distances, strict=True)), (2, 3, 5, 6))
+    if name == "pareto_explorer":
+        return widgets.pareto_explorer([], ledger.course_rows("movie_reviews", "laptop"))
+    return getattr(widgets, name)()  # the lessons give the others no inputs
+
+
+def places(control: ipywidgets.Widget):
+    """Give values that a control can be moved to, each another than the one before."""
+    if isinstance(control, ipywidgets.Text):
+        return (f"The film was {letter} " + "film " * 40 for letter in "abcdefgh")  # none that was seen before
+    if isinstance(control, ipywidgets.Checkbox):
+        return itertools.cycle([not control.value, control.value])
+    if isinstance(control, ipywidgets.SelectionSlider):
+        values = [option[1] if isinstance(option, tuple) else option for option in control.options]
+        return itertools.cycle([next(value for value in values if value != control.value), control.value])
+    if isinstance(control, ipywidgets.FloatLogSlider):
+        return itertools.cycle([control.base**control.max, control.base**control.min])
+    return itertools.cycle([control.max, control.min] if control.value != control.max else [control.min, control.max])
+
+
+EXPLORERS = sorted(name for name, _ in inspect.getmembers(widgets, inspect.isfunction) if name.endswith("_explorer"))
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_control_of_every_explorer_is_answered_at_once(name):
+    controls, drawing = parts(course_size(name))
+    taken = {}
+    for label, control in controls.items():
+        before, values = drawing.value, places(control)
+        control.value = next(values)
+        assert drawing.value != before, f"{label} moves nothing"
+        taken[label] = seconds(lambda control=control, values=values: setattr(control, "value", next(values)))
+    print(name, {label: f"{1000 * t:.0f} ms" for label, t in taken.items()})
+    assert max(taken.values()) < PATIENCE, taken
