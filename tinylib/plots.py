@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; a second
 with them. ``show(fig, alt)`` puts a figure on the page with its alt text.
 """
 
+import html
 import io
 import math
 import os
@@ -27,6 +28,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 PAGE_DPI = 100  # pixels an inch that a picture takes on the page
 SAVED_DPI = 150  # pixels an inch that it holds: sharp in print, and a lesson's file grows by less than a half
+# What a page does not show and a screen reader reads (the usual rules for a class "visually hidden").
+UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap"
 WIDEST = 12.0  # inches; a wider figure is scaled down on the page, and its texts with it
 
 
@@ -73,10 +76,12 @@ def _overlap(one: BboxBase, other: BboxBase) -> bool:
 def show(fig: Figure, alt: str) -> None:
     """Display a figure as PNG with alt text that says what it shows, and close it.
 
+    JupyterLab and nbconvert leave a picture's alt text in the file, so it follows once more as text that is there for screen
+    readers alone.
     While shapes are checked (``TINYLIB_TYPECHECK=1``, as under test) a text that is cut by the frame, a figure without any
     title or one wider than 12 inches raises ValueError.
     """
-    from IPython.display import Image, display
+    from IPython.display import HTML, Image, display
     from PIL import Image as Pillow
 
     if os.environ.get("TINYLIB_TYPECHECK") == "1":
@@ -88,6 +93,7 @@ def show(fig: Figure, alt: str) -> None:
     # 256 colours look the same in a plot and make the notebook's file two to three times smaller
     Pillow.open(drawn).convert("RGB").quantize(256, dither=Pillow.Dither.NONE).save(small, format="png", optimize=True)
     display(Image(data=small.getvalue(), format="png", alt=alt, width=wide))
+    display(HTML(f'<span style="{UNSEEN}">Picture: {html.escape(alt)}</span>'))
 
 
 def _examine(fig: Figure) -> None:
