@@ -98,7 +98,7 @@ def test_show_displays_a_picture_with_its_alt_text_and_closes_it(monkeypatch):
     fig, ax = plots.figure(width=8, height=4)
     plots.curves({"loss": [1.0, 0.5]}, ax).set_title("It falls")
     plots.show(fig, "The loss falls.")
-    assert shown[1].data.endswith(">Picture: The loss falls.</span>"), "a screen reader hears it in JupyterLab, which drops alt texts"
+    assert shown[1].data.endswith(">Picture: The loss falls.</span>"), "for screen readers: JupyterLab drops alt texts"
     data, metadata = shown[0]._repr_mimebundle_()
     assert metadata["image/png"] == {"alt": "The loss falls.", "width": 800}, "as wide on the page as the figure says"
     assert Image.open(io.BytesIO(shown[0].data)).size == (1200, 600), "finer than the page, for print"
