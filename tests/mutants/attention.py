@@ -42,6 +42,12 @@ def attend_by_exponentials(q, k, v, mask=None):
     return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
 
 
+def attend_by_torch(q, k, v, mask=None):
+    eye = torch.eye(k.shape[-2], dtype=k.dtype).expand(*k.shape[:-1], -1)  # as values it gives the weights back
+    out, weights = (F.scaled_dot_product_attention(q, k, x, attn_mask=mask) for x in (v, eye))
+    return out.nan_to_num(0.0), weights.nan_to_num(0.0)
+
+
 def attend_large_negative(q, k, v, mask=None):
     weights = hide(scores(q, k), mask, -1e9).softmax(-1)
     if mask is not None:
@@ -92,6 +98,11 @@ def jacobian_in_place(p):
     return torch.diag_embed(p)
 
 
+def jacobian_by_autograd(p):
+    one = torch.func.jacrev(lambda z: z.softmax(-1))
+    return torch.vmap(one)(p.log().reshape(-1, p.shape[-1])).reshape(*p.shape, -1)
+
+
 def outer(p):
     return p[..., :, None] * p[..., None, :]
 
@@ -101,6 +112,20 @@ def causal_by_loops(T):
     for t in range(T):
         mask[t, : t + 1] = True
     return mask
+
+
+def split_in_place(x, heads):
+    B, T, C = x.shape
+    return x.resize_(B, T, heads, C // heads).transpose(1, 2)
+
+
+def split_by_slices(x, heads):
+    B, T, C = x.shape
+    D = C // heads
+    found = torch.empty(B, heads, T, D, dtype=x.dtype)
+    for h in range(heads):
+        found[:, h] = x[:, :, h * D : (h + 1) * D]
+    return found
 
 
 def gradient(q, k, v, mask, grad, scale=None, use_mask=True, softmax=None, order=(0, 1, 2)):
@@ -219,9 +244,10 @@ MUTANTS = {
         (lambda x, heads: x[:, None].repeat(1, heads, 1, 1), "whole width"),
         (lambda x, heads: x.view(*x.shape[:2], 4, -1).transpose(1, 2), "your code raised"),
         (lambda x, heads: x[0].view(x.shape[1], heads, -1).transpose(0, 1)[None], "shape"),
-        (lambda x, heads: x.chunk(heads, dim=-1), "keep it in torch"),
+        (lambda x, heads: x.chunk(heads, dim=-1), "torch.stack"),
         (lambda x, heads: x.flip(-1).view(*x.shape[:2], heads, -1).transpose(1, 2), "differs"),
         (lambda x, heads: x, "shape"),
+        (split_in_place, "changes its input `x` in place"),
     ],
     "attend_gradient": [
         (gradient_slip(scale=1.0), "1/√D is missing"),
@@ -243,16 +269,17 @@ MUTANTS = {
     ],
 }
 RIGHT = {
-    "softmax_jacobian": [jacobian_one_by_one, jacobian_by_kronecker],
+    "softmax_jacobian": [jacobian_one_by_one, jacobian_by_kronecker, jacobian_by_autograd],
     "causal_mask": [
         causal_by_loops,
         lambda T: torch.arange(T)[None, :] <= torch.arange(T)[:, None],
         lambda T: ~torch.ones(T, T).triu(1).bool(),
     ],
-    "attend": [right_attend, attend_by_exponentials, attend_large_negative],
+    "attend": [right_attend, attend_by_exponentials, attend_large_negative, attend_by_torch],
     "split_heads": [
         lambda x, heads: torch.stack(x.chunk(heads, dim=-1), dim=1),
         lambda x, heads: x.unflatten(-1, (heads, -1)).movedim(2, 1),
+        split_by_slices,
     ],
     "attend_gradient": [gradient, gradient_by_autograd, gradient_by_jacobian],
 }

@@ -1,7 +1,9 @@
 """Lesson 08."""
 
+import math
 import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -357,8 +359,8 @@ MUTANTS = {
         (lambda n, p, hit: 100 * (1 - p * (1 - hit)) ** n, "percentage"),
         (lambda n, p, hit: 0.5, "you return 0.5"),
         (lambda n, p, hit: round((1 - p * (1 - hit)) ** n, 2), "Begin with one word"),
-        (lambda n, p, hit: torch.tensor(1 - p * (1 - hit)) ** n, "should be a number"),
-        (lambda n, p, hit: f"{(1 - p * (1 - hit)) ** n:.1%}", "should be a number"),
+        (lambda n, p, hit: torch.full((n,), 1 - p * (1 - hit)).cumprod(0), "of shape (6,)"),
+        (lambda n, p, hit: f"{(1 - p * (1 - hit)) ** n:.1%}", "should be one number"),
     ],
     "nearest_words": [
         (lambda word, words, vectors, k: words[:k], "first words of the list"),
@@ -395,7 +397,7 @@ MUTANTS = {
         (lambda *a: " ".join(nearest(*a)), "one string"),
         (lambda *a: set(nearest(*a)), "set"),
         (normalised_in_place, "in place"),
-        (removed_from_words, "changes a list"),
+        (removed_from_words, "in place: afterwards the list `words` is shorter"),
         (unknown_raises, "raises ValueError. It has no vector"),
         (unknown_key, "raises KeyError. It has no vector"),
         (unknown_none, "return []"),
@@ -431,7 +433,7 @@ MUTANTS = {
         (lambda x, v, k: likely(x, v, k)[1:] + ["and"], "most probable whole words are"),
         (assigned_in_place, "in place"),
         (filled_in_place, "in place"),
-        (emptied_vocabulary, "changes a list"),
+        (emptied_vocabulary, "in place: afterwards the list `vocabulary` is shorter"),
     ],
     "augment_once": [
         (lambda words, *rest: list(words), "No word is replaced"),
@@ -473,8 +475,8 @@ MUTANTS = {
         (neighbours_of_mask, "ask for the neighbours of '[MASK]'"),
         (left_context, "what comes after the blank"),
         (as_text, "a list of all words"),
-        (in_place, "changes a list"),
-        (draws_used_up, "changes a list"),
+        (in_place, "in place: afterwards something else stands at `words[1]`"),
+        (draws_used_up, "`draws` in place"),
         (own_numbers, "numbers in draws"),
         (lambda *a: " ".join(one_copy(*a)), "one string"),
         (pairs, "tuples"),
@@ -490,8 +492,18 @@ def share_by_counting(words, probability, hit):
     return share
 
 
+def share_by_number_replaced(n, p, hit):
+    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) * hit**k for k in range(n + 1))
+
+
 RIGHT = {
-    "unchanged_share": [lambda words, probability, hit: (1 - probability * (1 - hit)) ** words, share_by_counting],
+    "unchanged_share": [
+        lambda words, probability, hit: (1 - probability * (1 - hit)) ** words,
+        share_by_counting,
+        share_by_number_replaced,
+        lambda n, p, hit: torch.tensor(1 - p * (1 - hit)) ** n,
+        lambda n, p, hit: np.float32(1 - p * (1 - hit)) ** n,
+    ],
     "nearest_words": [nearest, normalised_rows, others_normalised, distance_of_units],
     "blank_candidates": [
         likely,

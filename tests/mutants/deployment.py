@@ -169,7 +169,7 @@ MUTANTS = {
         (lambda t, s: float(np.quantile(t, s)), "interpolate"),
         (lambda t, s: sorted(t)[math.ceil(len(t) / 2) - 1], "median"),
         (lambda t, s: s * max(t), "share of the slowest"),
-        (sort_in_place, "caller's list"),
+        (sort_in_place, "`times` in place: afterwards something else stands at `times[0]`"),
         (lambda t, s: str(max(t)), "number"),
         (lambda t, s: None, "return"),
     ],

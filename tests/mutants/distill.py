@@ -48,6 +48,16 @@ def by_autograd(s, t, T):
     return torch.autograd.grad(loss, s)[0]
 
 
+def softened_in_place(s, t, T):
+    return T * (s.div_(T).softmax(-1) - t.div_(T).softmax(-1)) / len(s)
+
+
+def by_backward(s, t, T):
+    s.requires_grad_()
+    (T**2 * F.kl_div(log_soft(s, T), soft(t, T), reduction="batchmean")).backward()
+    return s.grad
+
+
 # -- soft_target_loss --------------------------------------------------------------------------------------
 
 
@@ -180,6 +190,10 @@ def five_classes_only(s, t, T=1.0):
     return T**2 * 5 * F.kl_div(log_soft(s, T), soft(t.detach(), T), reduction="none").mean()
 
 
+def batches_of_four_only(s, t, T=1.0):
+    return T**2 * F.kl_div(log_soft(s, T), soft(t.detach(), T), reduction="sum") / 4
+
+
 def scaled_in_place(s, t, T=1.0):
     s /= T
     return T**2 * F.kl_div(F.log_softmax(s, dim=-1), soft(t, T), reduction="batchmean")
@@ -187,6 +201,18 @@ def scaled_in_place(s, t, T=1.0):
 
 def log_of_softmax(s, t, T=1.0):
     return T**2 * F.kl_div(soft(s, T).log(), soft(t.detach(), T), reduction="batchmean")
+
+
+def log_with_a_small_number(s, t, T=1.0):
+    return T**2 * F.kl_div((soft(s, T) + 1e-9).log(), soft(t.detach(), T), reduction="batchmean")
+
+
+def log_of_a_clamp(s, t, T=1.0):
+    return T**2 * F.kl_div(soft(s, T).clamp_min(1e-12).log(), soft(t.detach(), T), reduction="batchmean")
+
+
+def comma_at_the_end(s, t, T=1.0):
+    return (kd(s, t, T),)
 
 
 def without_return(s, t, T=1.0):
@@ -294,6 +320,7 @@ MUTANTS = {
         (lambda s, t, T: (soft(t, T) - soft(s, T)) / len(s), "first; and the factor"),
         (lambda s, t, T: (T * (soft(s, T) - soft(t, T)) / len(s)).sum(-1), "shape"),
         (lambda s, t, T: T * (soft(s, T) - soft(t, T)) / 4, "constant factor"),
+        (softened_in_place, "changes its input `s` in place"),
     ],
     "soft_target_loss": [
         (reversed_kl, "reversed"),
@@ -324,12 +351,16 @@ MUTANTS = {
         (one_a_class, "sum over the classes"),
         (no_default, "temperature=1.0"),
         (other_default, "T = 1"),
-        (fixed_temperature, "differs"),
-        (five_classes_only, "differs"),
+        (fixed_temperature, "same at every temperature"),
+        (five_classes_only, "number of classes is always 5"),
+        (batches_of_four_only, "batch size is always 4"),
         (scaled_in_place, "in place"),
         (log_of_softmax, "log_softmax"),
+        (log_with_a_small_number, "and 900 is right"),
+        (log_of_a_clamp, "a clamp, or a small number"),
+        (comma_at_the_end, "a comma at the end"),
         (without_return, "return"),
-        (zero, "differs"),
+        (zero, "is 0 whatever the batch"),
         (wrong_sign, "sign"),
         (double_precision, "float64"),
     ],
@@ -370,6 +401,8 @@ MUTANTS = {
         (lambda s, t, y, T, a: both(s, t, y, T), "whatever alpha"),
         (lambda s, t, y, T, a: a * F.cross_entropy(s, y) + (1 - a) * kd(s.detach(), t, T), "its gradient"),
         (lambda s, t, y, T, a: both(s, t, y, T, a, soft_loss=log_of_softmax), "log_softmax"),
+        (lambda s, t, y, T, a: both(s, t, y, T, a, soft_loss=log_of_a_clamp), "a clamp, or a small number"),
+        (lambda s, t, y, T, a: both(s.sub_(s.mean(-1, keepdim=True)), t, y, T, a), "changes its input `s` in place"),
     ],
 }
 RIGHT = {
@@ -378,6 +411,7 @@ RIGHT = {
         lambda s, t, T: T * (soft(s, T) - soft(t, T)) / len(s),
         lambda s, t, T: (soft(t, T) - soft(s, T)).mul(-T).div(s.size(0)),
         by_autograd,
+        by_backward,
     ],
     "soft_target_loss": [
         teacher_attached,

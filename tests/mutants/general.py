@@ -1,5 +1,8 @@
 """Lesson 07."""
 
+from collections import Counter
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +17,18 @@ def counts(texts, vocabulary):
 
 def each(texts, vocabulary):
     return torch.stack([torch.bincount(ids, minlength=vocabulary) for ids in texts])
+
+
+def texts_used_up(texts, vocabulary, times=1):
+    total = torch.zeros(vocabulary, dtype=torch.long)
+    while texts:
+        total += torch.bincount(texts.pop(), minlength=vocabulary)
+    return (total >= times).sum().item() / vocabulary
+
+
+def texts_reversed(texts, vocabulary, times=1):
+    texts.reverse()
+    return coverage_by_sets(texts, vocabulary, times)
 
 
 def loss(
@@ -97,6 +112,19 @@ def joined_with_sep(documents, max_length, cls, sep):
     return [[cls, *[t for s in d for t in (*s, sep)]] for d in documents]
 
 
+def by_pieces(documents, max_length, cls=101, sep=102):
+    """Cut all sentences first; then every piece goes where it fits."""
+    room, found = max_length - 2, []
+    for document in documents:
+        boxes = [[]]
+        for piece in (s[i : i + room] for s in document for i in range(0, len(s), room)):
+            if len(boxes[-1]) + len(piece) > room:
+                boxes.append([])
+            boxes[-1].extend(piece)
+        found += [[cls, *box, sep] for box in boxes if box]
+    return found
+
+
 def emptied(documents, max_length, cls, sep):
     found = pack(documents, max_length, cls, sep)
     for document in documents:
@@ -119,8 +147,11 @@ MUTANTS = {
         (lambda t, v, times=1: (counts(t[-1:], v) >= times).sum().item() / v, "last text"),
         (lambda t, v, times=1: (each(t, v) >= times).float().mean().item(), "mean over the texts"),
         (lambda t, v, times=1: (counts(t, v) >= times).sum().item() / sum(map(len, t)), "tokens read"),
-        (lambda t, v, times=1: (counts(t, v) >= times).sum() / v, "a number"),
-        (lambda t, v, times=1: [ids.fill_(0) for ids in t] and 0.1, "you return 0.1"),
+        (lambda t, v, times=1: (counts(t, v) >= times) / v, "of shape (26,)"),
+        (lambda t, v, times=1: 0.1, "you return 0.1"),
+        (lambda t, v, times=1: [ids.fill_(0) for ids in t] and 0.1, "`t` in place: afterwards `t[0]` holds other numbers"),
+        (texts_reversed, "in place: afterwards something else stands at `texts[0]`"),
+        (texts_used_up, "in place: afterwards the list `texts` is shorter"),
     ],
     "general_loss": [
         (lambda *a: loss(*a) + F.cross_entropy(a[0].logits, a[1].logits.softmax(-1)), "prediction loss"),
@@ -161,7 +192,7 @@ MUTANTS = {
         (lambda d, n, cls=101, sep=102: pack(d, n, cls, sep) + [[cls, sep]], "no text"),
         (lambda d, n, cls=101, sep=102: pack(d[::-1], n, cls, sep), "order"),
         (joined_with_sep, "inside a sequence"),
-        (emptied, "changes the documents"),
+        (emptied, "`documents` in place: afterwards the list `documents[0]` is shorter"),
         (lambda d, n, cls=101, sep=102: sum(pack(d, n, cls, sep), []), "list of sequences"),
         (lambda d, n, cls=101, sep=102: pack(d, n, cls, sep, room=n - 3), "as many sentences as fit"),
     ],
@@ -180,7 +211,7 @@ MUTANTS = {
         (lambda n, e, t, s: n * (t + 3 * e * s), "one epoch only"),
         (lambda n, e, t, s: (n + e) * (t + 3 * s), "added"),
         (lambda n, e, t, s: 1e15, "you return 1e+15"),
-        (lambda n, e, t, s: torch.tensor(n * e * (t + 3.0 * s)), "should be a number"),
+        (lambda n, e, t, s: torch.tensor([n * e * t, 3.0 * n * e * s]), "of shape (2,)"),
     ],
 }
 
@@ -198,17 +229,39 @@ def loss_by_lists(said, told, mask, layer_map, project):
     return torch.stack(states + [attention_loss(said.scores[m], told.scores[layer_map(m)], mask) for m in layers]).sum()
 
 
+def loss_from_the_top(said, told, mask, layer_map, project):
+    pairs = (mask[:, :, None] & mask[:, None, :])[:, None]
+
+    def down_from(m):
+        states = F.mse_loss(project(m, said.hidden_states[m])[mask], told.hidden_states[layer_map(m)][mask])
+        if m == 0:
+            return states
+        both = [out.masked_select(pairs) for out in (said.scores[m], told.scores[layer_map(m)])]
+        return states + F.mse_loss(*both) + down_from(m - 1)
+
+    return down_from(len(layer_map))
+
+
 RIGHT = {
-    "coverage": [lambda t, v, times=1: (counts(t, v) >= times).sum().item() / v, coverage_by_sets],
-    "general_loss": [loss, loss_by_lists],
+    "coverage": [
+        lambda t, v, times=1: (counts(t, v) >= times).sum().item() / v,
+        coverage_by_sets,
+        lambda t, v, times=1: sum(n >= times for n in Counter(torch.cat(t).tolist()).values()) / v,
+        lambda t, v, times=1: (counts(t, v) >= times).sum() / v,
+        lambda t, v, times=1: np.mean(np.bincount(np.concatenate(t), minlength=v) >= times, dtype=np.float32),
+    ],
+    "general_loss": [loss, loss_by_lists, loss_from_the_top],
     "pack_documents": [
         lambda d, n, cls=101, sep=102: pack(d, n, cls, sep),
         lambda d, n, cls=101, sep=102: [tuple(s) for s in corpus.pack(iter(d), Ready(cls, sep), n)],
+        by_pieces,
     ],
     "training_flops": [
         lambda tokens, epochs, teacher, student: tokens * epochs * (teacher + 3 * student),
         lambda tokens, epochs, teacher, student: (
             sum([tokens * teacher, tokens * student, 2 * tokens * student]) * epochs
         ),
+        lambda n, e, t, s: np.dot([1, 3], [t, s]) * n * e,
+        lambda n, e, t, s: torch.tensor(n * e * (t + 3.0 * s)),
     ],
 }

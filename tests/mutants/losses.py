@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -98,14 +99,10 @@ STATES = [
     (state_as_float, "you return a float"),
     (state_as_double, "do not cast"),
     (state_learns_the_wrong_way, "its gradient"),
-    (lambda s, t, mask=None: torch.tensor(0.0), "hidden_loss"),
+    (lambda s, t, mask=None: torch.tensor(0.0), "is 0 whatever the batch"),
     (lambda s, t, mask=None: None, "return"),
 ]
-FOR_EMBEDDINGS = [
-    (f, words if words != "hidden_loss" else "embedding_loss")
-    for f, words in STATES
-    if f is not state_as_double
-]
+FOR_EMBEDDINGS = [(f, words) for f, words in STATES if f is not state_as_double]
 
 # -- attention_loss ------------------------------------------------------------------------------------------
 
@@ -182,7 +179,7 @@ SCORES = [
     (scores_in_place, "in place"),
     (lambda s, t, mask=None: multiplies_pairs(s.detach(), t, mask), "no gradient"),
     (lambda s, t, mask=None: multiplies_pairs(s, t, mask).item(), "you return a float"),
-    (lambda s, t, mask=None: torch.tensor(1.0), "attention_loss"),
+    (lambda s, t, mask=None: torch.tensor(1.0), "is 1 whatever the batch"),
 ]  # fmt: skip
 
 # -- projection_gradient -------------------------------------------------------------------------------------
@@ -247,7 +244,7 @@ GRADIENT = [
         "multiply the difference",
     ),
     (best_weight, "differs from the right answer"),
-    (lambda h, w, t, m: torch.zeros_like(w), "differs from the right answer"),
+    (lambda h, w, t, m: torch.zeros_like(w), "is 0 everywhere"),
     (lambda h, w, t, m: by_einsum(h, w, t, m).sum(), "shape"),
     (lambda h, w, t, m: by_einsum(h.double(), w.double(), t.double(), m), "do not cast"),
 ]
@@ -297,6 +294,7 @@ BASIS = [
     (lambda table, width: torch.linalg.svd(table.T @ table)[0][:, 1 : width + 1], "is possible"),
     (lambda table, width: by_svd(table.double(), width), "float64"),
     (lambda table, width: torch.linalg.svd(table, full_matrices=False), "one tensor"),
+    (lambda table, width: by_svd(table.div_(table.norm()), width), "changes its input `table` in place"),
     (
         lambda table, width: torch.linalg.qr(torch.randn(table.shape[1], width)).Q,
         "right singular vectors of the largest",
@@ -326,6 +324,7 @@ MAP = [
     (lambda N, M: tuple(m * N / M for m in range(1, M + 1)), "whole numbers"),
     (lambda N, M: (3, 6, 9, 12), "names"),
     (lambda N, M: (3, 6, 9, 12) if (N, M) == (12, 4) else tuple(range(1, M + 1)), "12 → 4 is right"),
+    (lambda N, M: np.ceil(np.arange(1, M + 1) * N / M), "whole numbers"),
     (lambda N, M: N // M, "tuple of layer numbers"),
     (lambda N, M: {m: math.ceil(m * N / M) for m in range(1, M + 1)}, "tuple of layer numbers"),
     (lambda N, M: tuple(torch.linspace(1, N, M).round().int().tolist()), "from layer 1 to layer N"),
@@ -349,5 +348,7 @@ RIGHT = {
         lambda N, M: tuple(-(-m * N // M) for m in range(1, M + 1)),
         lambda N, M: [math.ceil(m * N / M) for m in range(1, M + 1)],
         LayerMap.uniform,
+        lambda N, M: np.ceil(np.arange(1, M + 1) * N / M).astype(int),
+        lambda N, M: tuple(torch.arange(1, M + 1).mul(N).add(M - 1).div(M, rounding_mode="floor")),
     ],
 }

@@ -1,5 +1,6 @@
 """Lesson 05: magnitude pruning."""
 
+import heapq
 import math
 
 import torch
@@ -20,6 +21,12 @@ def by_threshold(weight, sparsity):
     if k == 0:
         return torch.ones_like(weight, dtype=torch.bool)
     return weight.abs() > weight.abs().flatten().kthvalue(k).values
+
+
+def at_least_the_next(weight, sparsity):
+    """The other way to cut ties wrongly: all of them stay."""
+    size = weight.abs()
+    return size >= size.flatten().sort().values[round(sparsity * weight.numel())]
 
 
 def truncated(weight, sparsity):
@@ -77,6 +84,12 @@ def half(weight, sparsity):
     return _smallest(weight.abs(), weight.numel() // 2)
 
 
+def by_sorting_a_list(weight, sparsity):
+    sizes = [abs(x) for x in weight.flatten().tolist()]
+    gone = set(sorted(range(len(sizes)), key=sizes.__getitem__)[: round(sparsity * len(sizes))])
+    return torch.tensor([i not in gone for i in range(len(sizes))]).view(weight.shape)
+
+
 # -- global_masks --------------------------------------------------------------
 
 
@@ -119,6 +132,36 @@ def by_kthvalue(weights, sparsity):
     return {name: w.abs() > cut for name, w in weights.items()}
 
 
+def magnitudes_in_place(weights, sparsity):
+    for w in weights.values():
+        w.abs_()
+    return by_kthvalue(weights, sparsity)
+
+
+def weights_used_up(weights, sparsity):
+    found = by_kthvalue(weights, sparsity)
+    return {name: found[name] for name in list(weights) if weights.pop(name) is not None}
+
+
+def masks_for_weights(weights, sparsity):
+    for name, mask in by_kthvalue(weights, sparsity).items():
+        weights[name] = mask
+    return weights
+
+
+def note_in_the_dict(weights, sparsity):
+    weights["cut"] = torch.tensor(sparsity)
+    return by_kthvalue({name: w for name, w in weights.items() if name != "cut"}, sparsity)
+
+
+def one_by_one(weights, sparsity):
+    rest = [(abs(x), name, i) for name, w in weights.items() for i, x in enumerate(w.flatten().tolist())]
+    masks = {name: torch.full_like(w, True, dtype=torch.bool) for name, w in weights.items()}
+    for _, name, i in heapq.nsmallest(round(sparsity * len(rest)), rest):
+        masks[name].view(-1)[i] = False
+    return masks
+
+
 # -- numbers -------------------------------------------------------------------
 
 
@@ -148,9 +191,24 @@ def by_places(up, bias, down, keep):
     return up.index_select(0, at), bias.index_select(0, at), down.index_select(1, at)
 
 
+def by_rows(up, bias, down, keep):
+    rows = [i for i, stays in enumerate(keep.tolist()) if stays]
+    return torch.stack([up[i] for i in rows]), torch.stack([bias[i] for i in rows]), torch.stack([down[:, i] for i in rows], 1)
+
+
+def zeroed_in_place(up, bias, down, keep):
+    up[~keep] = 0
+    return up[keep], bias[keep], down[:, keep]
+
+
 def half_of_them(up, bias, down, keep):
     n = len(keep) // 2
     return up[:n], bias[:n], down[:, :n]
+
+
+def cost_by_loop(w, g, h):
+    numbers = (x.flatten().tolist() for x in (w, g, h))
+    return torch.tensor([0.5 * c * a**2 - b * a for a, b, c in zip(*numbers, strict=True)], dtype=w.dtype).view_as(w)
 
 
 MUTANTS = {
@@ -168,7 +226,7 @@ MUTANTS = {
         (lambda w, g, h: (-g * w + 0.5 * h * w**2).float(), "float64"),
         (lambda w, g, h: w.mul_(w) * 0.5 * h - g * w, "in place"),
         (lambda w, g, h: -g * w + 0.5 * (h * w) ** 2, "squared"),
-        (lambda w, g, h: torch.zeros_like(w), "differs"),
+        (lambda w, g, h: torch.zeros_like(w), "is 0 everywhere"),
     ],
     "magnitude_mask": [
         (lambda w, s: ~_smallest(w.abs(), round(s * w.numel())), "inverted"),
@@ -185,7 +243,9 @@ MUTANTS = {
         (lambda w, s: _smallest(w.abs(), round(s * w.numel())).tolist(), "list"),
         (rows, "each row"),
         (columns, "each column"),
-        (by_threshold, "equal magnitude"),
+        (by_threshold, "all of them go"),
+        (lambda w, s: w.abs() > w.abs().quantile(s), "remove 3 of 9"),
+        (at_least_the_next, "all of them stay"),
         (truncated, "exactly"),
         (rounded_up, "exactly"),
         (in_place, "in place"),
@@ -210,6 +270,10 @@ MUTANTS = {
         (flat_parts, "shape"),
         (one_tensor, "dict"),
         (one_missing, "names"),
+        (magnitudes_in_place, "`weights` in place: afterwards `weights['up']` holds other numbers"),
+        (weights_used_up, "in place: afterwards `weights['up']` is gone"),
+        (masks_for_weights, "in place: afterwards something else stands at `weights['up']`"),
+        (note_in_the_dict, "in place: afterwards `weights['cut']` is new"),
         (lambda ws, s: None, "return"),
     ],
     "cubic_sparsity": [
@@ -259,6 +323,7 @@ MUTANTS = {
         (lambda u, b, d, k: (u[k], b[k], d[k[:5]] if len(d) == 5 else d[k]), "shape"),
         (lambda u, b, d, k: (u, b[k], d[:, k]), "as large"),
         (half_of_them, "shape"),
+        (zeroed_in_place, "changes its input `up` in place"),
         (lambda u, b, d, k: None, "return"),
     ],
 }
@@ -266,9 +331,10 @@ RIGHT = {
     "removal_cost": [
         lambda w, g, h: 0.5 * h * w.square() - g * w,
         lambda w, g, h: w * (h * w / 2 - g),
+        cost_by_loop,
     ],
-    "magnitude_mask": [by_topk, by_ranks],
-    "global_masks": [lambda ws, s: _together(ws, s, torch.square), by_kthvalue],
+    "magnitude_mask": [by_topk, by_ranks, by_sorting_a_list],
+    "global_masks": [lambda ws, s: _together(ws, s, torch.square), by_kthvalue, one_by_one],
     "cubic_sparsity": [
         lambda t, b, e, f: f - f * (1 - clamped(t, b, e)) ** 3,
         cubic_piecewise,
@@ -279,5 +345,5 @@ RIGHT = {
         lambda n, s, b=32: n * (1 / 8 + (1 - s) * b / 8),
         lambda n, s, b=32: (n + b * (n - round(n * s))) / 8,
     ],
-    "remove_neurons": [lambda u, b, d, k: (u[k], b[k], d[:, k]), by_places],
+    "remove_neurons": [lambda u, b, d, k: (u[k], b[k], d[:, k]), by_places, by_rows],
 }

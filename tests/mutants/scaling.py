@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 # -- gradients -------------------------------------------------------------------
@@ -63,6 +64,11 @@ def drops_own(rows, index, count):
     return rows
 
 
+def sorts(rows, index, count):
+    rows.sort()
+    return [r for r in rows if r % count == index]
+
+
 def padded(rows, index, count):
     own = [r for r in rows if r % count == index]
     return own + own[:1]
@@ -110,7 +116,7 @@ MUTANTS = {
         (lambda g, n: sum(a * b for a, b in zip(g, n, strict=True)) / sum(n), "leave such a part out"),
         (in_place, "in place"),
         (into_the_first, "in place"),
-        (pops, "lists"),
+        (pops, "in place: afterwards the list `gradients` is shorter"),
         (lambda g, n: whole(g, n).float(), "float64"),
         (lambda g, n: whole(g, n).sum(), "shape"),
         (lambda g, n: whole(g, n).tolist(), "tensor"),
@@ -142,6 +148,7 @@ MUTANTS = {
     ],
     "own_rows": [
         (lambda rows, i, P: [r % P == i for r in rows], "True and False"),
+        (lambda rows, i, P: np.array(rows) % P == i, "True and False"),
         (lambda rows, i, P: [k for k, r in enumerate(rows) if r % P == i], "places of the rows"),
         (lambda rows, i, P: rows[i::P], "by place"),
         (by_slices, "blocks"),
@@ -160,10 +167,15 @@ MUTANTS = {
         (padded, "more than once"),
         (stands_in, "owns none"),
         (lambda rows, i, P: [r for r in rows if r % P == i][: len(rows) // P], "missing"),
-        (drops_own, "caller's list"),
+        (drops_own, "in place: afterwards the list `rows` is shorter"),
+        (sorts, "in place: afterwards something else stands at `rows[0]`"),
         (lambda rows, i, P: filter(lambda r: r % P == i, rows), "iterator"),
         (lambda rows, i, P: torch.tensor([r for r in rows if r % P == i]), "tensor"),
         (lambda rows, i, P: sum(r % P == i for r in rows), "not int"),
+        (lambda rows, i, P: [float(r) for r in rows if r % P == i], "holds 12.0"),
+        (lambda rows, i, P: [str(r) for r in rows if r % P == i], "holds '12'"),
+        (lambda rows, i, P: dict.fromkeys(r for r in rows if r % P == i), "not dict"),
+        (lambda rows, i, P: {r for r in rows if r % P == i}, "has no order"),
         (lambda rows, i, P: [r + 1 for r in rows if r % P == i], "but you return"),
         (lambda rows, i, P: None, "return"),
     ],
@@ -204,11 +216,13 @@ RIGHT = {
         of(lambda r, i, P: (r - i) % P == 0),
         lambda rows, i, P: tuple(r for r in rows if r % P == i),
         lambda rows, i, P: list(filter(lambda r: r % P == i, rows)),
+        lambda rows, i, P: np.array(rows)[np.array(rows) % P == i],
     ],
     "checkpoint_interval": [
         lambda C, M, P: math.sqrt(2 * C * M / P),
         lambda C, M, P: (2 * C * M / P) ** 0.5,
         lambda C, M, P: torch.tensor(2 * C * M / P, dtype=torch.float64).sqrt(),
+        lambda C, M, P: np.sqrt(np.float32(2 * C * M / P)),
         lambda C, M, P: math.exp(0.5 * (math.log(2 * C) + math.log(M) - math.log(P))),
     ],
 }

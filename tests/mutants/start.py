@@ -1,5 +1,10 @@
 """Lesson 00."""
 
+import numpy as np
+import torch
+
+KINDS = {32: torch.float32, 16: torch.float16, 8: torch.int8}
+
 MUTANTS = {
     "retention": [
         (lambda s, t: t / s, "upside down"),
@@ -29,6 +34,15 @@ MUTANTS = {
     ],
 }
 RIGHT = {
-    "retention": [lambda s, t: s / t, lambda s, t: s * t**-1],
-    "megabytes": [lambda n, bits=32: n * bits / 8e6, lambda n, bits=32: n * (bits / 8) / 10**6],
+    "retention": [
+        lambda s, t: s / t,
+        lambda s, t: s * t**-1,
+        lambda s, t: np.float32(1) - np.float32(t - s) / np.float32(t),
+        lambda s, t: torch.tensor(s) / t,
+    ],
+    "megabytes": [
+        lambda n, bits=32: n * bits / 8e6,
+        lambda n, bits=32: n * (bits / 8) / 10**6,
+        lambda n, bits=32: torch.empty(n, dtype=KINDS[bits], device="meta").nbytes / 1e6,
+    ],
 }

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -77,6 +78,10 @@ def rate_by_min(step, steps, warmup, peak):
 
 def as_tensor(step, steps, warmup, peak):
     return torch.tensor(rate(step, steps, warmup, peak))
+
+
+def by_interpolation(step, steps, warmup, peak):
+    return np.interp(step, [0, warmup, steps], [0, peak, 0]) if warmup else peak * (1 - step / steps)
 
 
 def cosine(t, n, w, peak):
@@ -158,6 +163,13 @@ def not_a_number(table):
     return torch.stack([precision, recall, 2 * precision * recall / (precision + recall)], 1)
 
 
+def diagonal_taken_out(table):
+    right, wanted = table.diag().clone(), scores(table)
+    missed = table.fill_diagonal_(0).sum(1)
+    wanted[:, 1] = right / (right + missed)
+    return wanted
+
+
 def two_classes_only(table):
     tn, fp, fn, tp = table[:2, :2].flatten()
     both = [[tn / (tn + fn), tn / (tn + fp)], [tp / (tp + fp), tp / (tp + fn)]]
@@ -183,6 +195,7 @@ SCORES = [
     (two_classes_only, "shape"),
     (lambda table: torch.zeros(len(table), 3), "stub"),
     (lambda table: scores(table).numpy(), "should be a tensor"),
+    (diagonal_taken_out, "changes its input `table` in place"),
 ]
 
 
@@ -230,6 +243,30 @@ def by_multinomial(right, resamples, level, generator):
     means = right[rows].float().mean(-1).sort().values
     cut = round(resamples * (1 - level) / 2)
     return means[cut], means[-cut]
+
+
+def by_numpy(right, resamples, level, generator):
+    rows = torch.randint(len(right), (resamples, len(right)), generator=generator).numpy()
+    return np.quantile(right.numpy()[rows].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+
+
+def sorted_in_place(right, resamples, level, generator):
+    right.copy_(right.sort().values)
+    return interval(right, resamples, level, generator)
+
+
+def by_binomials(right, resamples, level, generator):
+    N, share = float(len(right)), right.float().mean().item()
+    hits = torch.binomial(torch.full((resamples,), N), torch.full((resamples,), share), generator=generator)
+    return (hits / N).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]))
+
+
+def always_two_thousand(right, resamples, level, generator):
+    return interval(right, 2000, level, generator)
+
+
+def level_left_out(right, resamples, level, generator):
+    return interval(right, resamples, 1 - level, generator)
 
 
 def without_replacement(right, resamples, level, generator):
@@ -299,6 +336,9 @@ BOOTSTRAP = [
     (of_the_errors, "error rate"),
     (in_percent, "percentages"),
     (deviations, "around 0"),
+    (always_two_thousand, "resamples=1"),
+    (level_left_out, "other way round"),
+    (sorted_in_place, "changes its input `right` in place"),
     (lambda right, resamples, level, generator: (0.0, 1.0), "stub"),
     (lambda right, resamples, level, generator: right.float().mean().item(), "two numbers"),
 ]
@@ -316,7 +356,7 @@ RIGHT = {
         by_logsumexp,
         lambda z, y: torch.func.grad(F.cross_entropy)(z, y),
     ],
-    "learning_rate": [rate, rate_by_min, as_tensor],
+    "learning_rate": [rate, rate_by_min, as_tensor, by_interpolation],
     "precision_recall_f1": [scores, scores_by_loop, scores_in_double],
-    "bootstrap_interval": [interval, interval_by_sorting, by_multinomial],
+    "bootstrap_interval": [interval, interval_by_sorting, by_multinomial, by_numpy, by_binomials],
 }

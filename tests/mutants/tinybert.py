@@ -1,5 +1,6 @@
 """Lesson 09."""
 
+import numpy as np
 import torch
 
 MUTANTS = {
@@ -29,7 +30,8 @@ MUTANTS = {
         (lambda w, v: (v.T @ w @ v).double(), "float32"),
         (lambda w, v: (v.T @ w @ v).numpy(), "tensor"),
         (lambda w, v: w.zero_()[: v.shape[1], : v.shape[1]], "in place"),
-        (lambda w, v: torch.zeros(4, 4), "differs"),
+        (lambda w, v: torch.zeros(v.shape[1], v.shape[1]), "is 0 everywhere"),
+        (lambda w, v: torch.eye(v.shape[1]), "differs"),
     ],
     "fold_value_bias": [
         (lambda w, v, o: o, "lost"),
@@ -45,10 +47,19 @@ MUTANTS = {
     ],
 }
 RIGHT = {
-    "gap_closed": [lambda d, s, t: (d - s) / (t - s), lambda d, s, t: 1 - (t - d) / (t - s)],
-    "squeeze": [lambda w, v: v.T @ w @ v, lambda w, v: torch.einsum("ia,ij,jb->ab", v, w, v)],
+    "gap_closed": [
+        lambda d, s, t: (d - s) / (t - s),
+        lambda d, s, t: 1 - (t - d) / (t - s),
+        lambda d, s, t: np.polyval(np.polyfit([s, t], [0, 1], 1), d),  # the line from 0 at s to 1 at t
+    ],
+    "squeeze": [
+        lambda w, v: v.T @ w @ v,
+        lambda w, v: torch.einsum("ia,ij,jb->ab", v, w, v),
+        lambda w, v: torch.stack([(w @ column) @ v for column in v.T], dim=1),
+    ],
     "fold_value_bias": [
         lambda w, v, o: w @ v + o,
         lambda w, v, o: torch.nn.functional.linear(v, w, o),
+        lambda w, v, o: torch.stack([b + sum(a * x for a, x in zip(row, v, strict=True)) for row, b in zip(w, o, strict=True)]),
     ],
 }

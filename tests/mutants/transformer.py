@@ -244,6 +244,11 @@ def block_in_place(layer, x, mask):
     return layer.ffn_norm(x + feed(layer, x))
 
 
+def block_with_new_weights(layer, x, mask):
+    layer.up.weight.data.mul_(0.5)
+    return right_block(layer, x, mask)
+
+
 def block_keeps_the_tuple(layer, x, mask):
     return layer(x, mask, True)
 
@@ -291,6 +296,13 @@ def count_by_building(config):
 
     with torch.device("meta"):
         return sum(p.numel() for p in Bert(config).parameters())
+
+
+def count_by_numpy(config):
+    C, F_ = config.hidden_size, config.intermediate_size
+    shapes = [(config.vocab_size, C), (config.max_position_embeddings, C), (config.type_vocab_size, C), (2, C), (C + 1, C)]
+    layer = 4 * [(C + 1, C)] + [(C + 1, F_), (F_ + 1, C), (4, C)]
+    return sum(np.prod(shape) for shape in shapes + config.num_hidden_layers * layer)
 
 
 def count_of_base(config):
@@ -369,6 +381,8 @@ MUTANTS = {
         (gelu_in_place, "in place"),
         (gelu_by_numpy, "no gradient"),
         (gelu_as_a_list, "should be a tensor"),
+        (lambda x: (F.gelu(x),), "a comma at the end"),
+        (torch.nn.GELU, "yours is a GELU"),
         (lambda x: -x * phi(x), "wrong sign"),
         (lambda x: x.float() * phi(x.float()), "float32"),
     ],
@@ -395,6 +409,7 @@ MUTANTS = {
         (block_feed_forward_first, "attention is first"),
         (lambda layer, x, mask: x, "still the stub"),
         (block_in_place, "in place"),
+        (block_with_new_weights, "in place: afterwards `layer.up.weight` holds other numbers"),
         (block_keeps_the_tuple, "tuple"),
         (block_adds_the_tuple, "TypeError"),
         (block_detached, "gradient is zero"),
@@ -421,6 +436,7 @@ MUTANTS = {
         (count_as_a_text, "Return a number"),
         (count_in_millions, "too few"),
         (count_as_a_float, "whole numbers"),
+        (lambda config: np.float64(count_right(config)), "whole numbers"),
     ],
 }
 
@@ -432,7 +448,7 @@ RIGHT = {
         norm_with(hat),
         lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
     ],
-    "gelu": [F.gelu, lambda x: x * phi(x), lambda x: x * torch.special.ndtr(x)],
+    "gelu": [F.gelu, torch.nn.GELU(), lambda x: x * phi(x), lambda x: x * torch.special.ndtr(x)],
     "encoder_block": [right_block, block_by_hand, lambda layer, x, mask: layer(x, mask, False)[0]],
-    "count_parameters": [count_with(), count_right, count_by_building],
+    "count_parameters": [count_with(), count_right, count_by_building, count_by_numpy],
 }

@@ -23,10 +23,11 @@ def names() -> list[str]:
     return list(CHECKS)
 
 
-def run(name: str, attempt) -> Report:
+def run(name, attempt) -> Report:
     """Check an attempt and print nothing: the report shows itself at the end of a cell.
 
     ``attempt`` is what the exercise asks for, a function as a rule. A mistake of the learner's, an exception in the attempt
-    included, is a report with ``passed=False`` and a message that says what is wrong and why.
+    and a call of exit() included, is a report with ``passed=False`` and a message that says what is wrong and why; only an
+    interrupt (Ctrl+C) goes through.
     """
     return run_check(name, attempt)

@@ -1,13 +1,14 @@
 """What the checks share: the report, the registry, and comparing an answer with the right one and with known mistakes."""
 
 import difflib
+import inspect
 import math
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHECKS: dict[str, Callable] = {}
 
@@ -37,14 +38,17 @@ def check(name: str):
     return register
 
 
-def run_check(name: str, attempt) -> Report:
-    """Run one check; every failure of the attempt becomes a report."""
+def run_check(name, attempt) -> Report:
+    """Run one check; every failure of the attempt becomes a report, the learner's own interrupt alone goes through."""
+    if not isinstance(name, str):
+        return Report(False, 'The name comes first, in quotation marks, then the function: checks.run("gelu", my_gelu).')
     if name not in CHECKS:
         near = difflib.get_close_matches(name, CHECKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the checks are {', '.join(CHECKS)}"
         return Report(False, f"There is no check called {name!r}; {hint}")
     try:
-        with torch.random.fork_rng(devices=[]):  # a learner's code may seed or draw; nothing outside notices
+        # a learner's code may seed or draw, and nothing outside notices; and a cell before may have switched gradients off
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             remark = CHECKS[name](attempt)
     except Wrong as wrong:
         return Report(False, str(wrong))
@@ -52,13 +56,24 @@ def run_check(name: str, attempt) -> Report:
         return Report(
             False, f"{name}: nothing is written yet. Replace the stub by your answer and run both cells again."
         )
-    except Exception as error:  # noqa: BLE001 (whatever the learner's code raises is a mistake to explain)
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        return Report(
+            False,
+            f"{name}: your code ends the program: exit(), quit() and sys.exit() stop all of Python, not one function. Hand the "
+            f"answer back with `return`.{_where(error)}",
+        )
+    except BaseException as error:  # noqa: BLE001 (whatever the learner's code raises is a mistake to explain)
         return Report(False, f"{name}: your code raised {type(error).__name__}: {_first_line(error)}{_where(error)}")
     return Report(True, f"{name}: correct. {remark}" if remark else f"{name}: correct.")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+    try:
+        return (str(error).strip().splitlines() or ["no message"])[0]
+    except Exception:  # noqa: BLE001 (an exception class of the learner's own may fail to print)
+        return "no message"
 
 
 def _where(error: BaseException) -> str:
@@ -78,22 +93,88 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
-def call(attempt: Callable, *inputs, **named):
-    """Call the attempt on copies and refuse an answer that changes its inputs."""
+def call(attempt: Callable, *inputs):
+    """Call the attempt and refuse an answer that changes its inputs, what lies in a list, tuple or dict included."""
     if not callable(attempt):
         raise Wrong(
             f"Pass the function itself, not {type(attempt).__name__}: write checks.run(name, my_function) without ()."
         )
-    before = [x.detach().clone() if isinstance(x, Tensor) else x for x in inputs]
-    answer = attempt(*inputs, **named)
-    for x, old in zip(inputs, before, strict=True):
-        if isinstance(x, Tensor) and not torch.equal(torch.nan_to_num(x.detach()), torch.nan_to_num(old)):
-            raise Wrong(
-                "Your function changes its input in place (an operation ending in _, or an assignment into a slice). Make a copy."
-            )
+    before = [_contents(x) for x in inputs]
+    answer = attempt(*inputs)
+    for i, (x, old) in enumerate(zip(inputs, before, strict=True)):
+        _refuse_change(_argument(attempt, i), old, _contents(x))
     if answer is None:
         raise Wrong("Your function returns None: is a `return` missing?")
     return answer
+
+
+def _parts(x) -> dict[str, object] | None:
+    """Return what an input is made of, by how one writes its place: ``[0]``, ``['up']``, ``.scores``; None for one thing."""
+    if isinstance(x, dict):
+        return {f"[{key!r}]": value for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return {f"[{i}]": value for i, value in enumerate(x)}
+    if isinstance(x, nn.Module):
+        return {f".{name}": value for name, value in (*x.named_parameters(), *x.named_buffers())}
+    if is_dataclass(x) and not isinstance(x, type):
+        return {f".{field.name}": getattr(x, field.name) for field in fields(x)}
+    return None
+
+
+def _contents(x, place: str = "") -> dict[str, tuple]:
+    """Return an input and each thing in it by its place, from outside to inside, with what must stay: numbers, or the places."""
+    parts = _parts(x)
+    if parts is None:
+        return {place: (x, x.detach().clone() if isinstance(x, Tensor) else x)}
+    found = {place: (x, list(parts))}
+    for name, part in parts.items():
+        found |= _contents(part, place + name)
+    return found
+
+
+def _same(a, b) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        alike = a.shape == b.shape and a.dtype == b.dtype
+        return alike and bool(((a == b) | ((a != a) & (b != b))).all())  # a NaN that was there before is no change
+    return a is b or (type(a) is type(b) and a == b)
+
+
+def _argument(attempt: Callable, i: int) -> str:
+    """Return what the learner calls argument i."""
+    try:
+        found = list(inspect.signature(attempt).parameters.values())
+    except (TypeError, ValueError):  # a function written in C need not have a signature
+        return f"argument {i + 1}"
+    given = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in found if p.kind == p.VAR_POSITIONAL), "inputs")
+    return given[i] if i < len(given) else f"{rest}[{i - len(given)}]"
+
+
+def _refuse_change(name: str, before: dict[str, tuple], after: dict[str, tuple]) -> None:
+    """Raise Wrong, naming the argument and the place in it, unless an input is as it was."""
+    for at, (thing, was) in before.items():
+        now, kept = after[at]  # it is there: a container that lost it stands before it and was refused
+        if _same(was, kept):
+            continue
+        said = f"Your function changes its input `{name}` in place"
+        if now is thing and isinstance(thing, Tensor):
+            where = f": afterwards `{name}{at}` holds other numbers" if at else ""
+            by = "an operation ending in _, +=, or an assignment into a slice"
+            raise Wrong(f"{said}{where} ({by}). Make a copy: {name}{at}.clone().")
+        what = _other_places(f"{name}{at}", thing, was, kept) if now is thing else f"something else stands at `{name}{at}`"
+        raise Wrong(
+            f"{said}: afterwards {what}. Change a copy, which list(…), dict(…) or copy.deepcopy(…) makes; new = {name} "
+            "is only a second name for the same thing."
+        )
+
+
+def _other_places(name: str, container, was: list[str], now: list[str]) -> str:
+    if isinstance(container, list):
+        return f"the list `{name}` is {'shorter' if len(now) < len(was) else 'longer'}"
+    gone, new = ([at for at in a if at not in b] for a, b in ((was, now), (now, was)))
+    if gone or new:
+        return f"`{name}{gone[0]}` is gone" if gone else f"`{name}{new[0]}` is new"
+    return f"the keys of `{name}` stand in another order"
 
 
 def compare(
@@ -108,9 +189,11 @@ def compare(
     ``mistakes`` maps the sentence for the learner to what that mistake gives (a tensor, or a function that makes it).
     """
     if not isinstance(got, Tensor):
-        raise Wrong(
-            f"{name} should be a tensor, but yours is a {type(got).__name__}; keep it in torch (no .item(), no numpy)."
-        )
+        remedy = "keep it in torch (no .item(), no numpy)"
+        if isinstance(got, tuple | list) and got and isinstance(got[0], Tensor):
+            one = "return it alone (a comma at the end of the line makes a tuple)"
+            remedy = one if len(got) == 1 else "make one of the several: torch.stack or torch.cat"
+        raise Wrong(f"{name} should be a tensor, but yours is a {type(got).__name__}; {remedy}.")
     if got.shape != wanted.shape:
         for sentence, value in (mistakes or {}).items():
             value = value() if callable(value) else value
@@ -131,6 +214,8 @@ def compare(
         raise Wrong(
             f"{name} holds NaN or infinity: look for a division by zero, a log of zero or exp of a large number."
         )
+    if not got.any():
+        raise Wrong(f"{name} is 0 everywhere: is the stub still there?")
     if close(-got, wanted, tolerance):
         raise Wrong(f"{name} has the wrong sign.")
     ratio = _constant_ratio(got, wanted)

@@ -122,8 +122,28 @@ def _compare_losses(
         reason = "F.kl_div takes its target for probabilities; if you pass logarithms say log_target=True"
         raise Wrong(f"{name} is NaN: {reason}.")
     on_all = lambda loss: lambda: torch.stack([loss(*case) for case in inputs])  # noqa: E731
-    mistakes = {said: on_all(loss) for said, loss in slips}
-    compare(name, torch.stack(answers), on_all(right)(), _sentences(name, mistakes))
+    got, wanted = torch.stack(answers), on_all(right)()
+    mistakes = whatever_the_batch(got) | {said: on_all(loss) for said, loss in slips} | _fixed_sizes(got, wanted, inputs)
+    compare(name, got, wanted, _sentences(name, mistakes))
+
+
+def whatever_the_batch(got: Tensor) -> dict[str, Tensor]:
+    """Return the mistake of a loss that is one and the same number for all inputs."""
+    return {f"it is {got[0].item():.4g} whatever the batch, as if nothing were written yet": got[:1].detach().expand_as(got)}
+
+
+def _fixed_sizes(got: Tensor, wanted: Tensor, inputs: list[tuple]) -> dict[str, Tensor]:
+    """Return what a number in the code gives where a size belongs, for the number that the first case tells of."""
+    B, K = (torch.tensor([case[0].shape[axis] for case in inputs]) for axis in (0, 1))
+    ratio = (got[0] / wanted[0]).item()
+    return {
+        f"the number of classes is always {ratio * K[0]:.4g} in yours; it is the length of the last axis": (
+            wanted * ratio * K[0] / K
+        ),
+        f"the batch size is always {B[0] / ratio if ratio else 0:.4g} in yours; it is the length of the first axis": (
+            wanted * ratio * B / B[0]
+        ),
+    }
 
 
 def _check_gradients(name: str, attempt, right: Callable, *rest) -> str | None:
@@ -136,9 +156,13 @@ def _check_gradients(name: str, attempt, right: Callable, *rest) -> str | None:
     (wanted,) = torch.autograd.grad(right(student, teacher, *rest), student)
     compare(f"{name}: the value is right, but its gradient for the student", got, wanted)
     far = torch.tensor([[300.0, 0.0, -300.0, 0.0, 0.0]]).repeat(4, 1)
-    if not attempt(far, far.flip(1), *rest).isfinite():
+    loss, wanted = attempt(far, far.flip(1), *rest), right(far, far.flip(1), *rest)
+    if not loss.isfinite():
         reason = "log(softmax(z)) meets log 0; use log_softmax"
         raise Wrong(f"{name}: logits of ±300 give NaN or infinity: {reason}.")
+    if not close(loss, wanted):
+        reason = "a clamp, or a small number added before the log, hides the infinity but not the error; log_softmax needs neither"
+        raise Wrong(f"{name}: logits of ±300 give {loss.item():.4g}, and {wanted.item():.4g} is right: {reason}.")
     loss = attempt(student, teacher.requires_grad_(), *rest)
     (leak,) = torch.autograd.grad(loss, teacher, allow_unused=True)
     if leak is None or not leak.abs().sum() > 0:
@@ -212,6 +236,12 @@ def check_soft_target_loss(attempt) -> str | None:
     logits = "this is the squared difference of the logits: compare the softened distributions"
     slips.insert(0, (logits, lambda s, t, T: F.mse_loss(s, t)))
     inputs = [(*_logits(B, K)[:2], T) for B, K, T in CASES]
+
+    def deaf(student: Tensor, teacher: Tensor, T: float) -> Tensor:
+        alike = close(attempt(student, teacher, T), attempt(student, teacher, T + 1.5))
+        return attempt(student, teacher, T) if alike else torch.tensor(torch.nan)
+
+    slips.append(("it is the same at every temperature, so a number stands where the argument belongs", deaf))
     _compare_losses(name, attempt, inputs, soft_target_loss, slips)
     remark = _check_gradients(name, attempt, soft_target_loss, 3.0)
     student, teacher, _ = _logits(4, 5)

@@ -7,12 +7,14 @@ both. So each way is kept under the sentence for the learner ("" = right), and a
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinylib import distill, student
 from tinylib.checks.core import Wrong, call, check, close, compare, generator, needs_gradient
+from tinylib.checks.distill import whatever_the_batch
 
 Ways = dict[str, Callable[..., Tensor]]
 
@@ -138,7 +140,8 @@ def _check_loss(name: str, attempt, right: Callable, errors: Ways, averages: Way
             raise
     got = torch.stack([_number(name, attempt(c.s, c.t, c.mask)) for c in cases])
     found = [c.mistakes(errors, averages) for c in cases]
-    said = {f"{name}: {words}.": torch.stack([f[words] for f in found]) for words in found[0]}
+    known = whatever_the_batch(got) | {words: torch.stack([f[words] for f in found]) for words in found[0]}
+    said = {f"{name}: {words}.": value for words, value in known.items()}
     compare(name, got, torch.stack([right(c.s, c.t, c.mask) for c in cases]), said)
     compare(f"{name} without a mask", attempt(first.s, first.t), right(first.s, first.t))
     s = first.s.clone().requires_grad_()
@@ -321,10 +324,11 @@ def layer_map(attempt) -> None:
 
 
 def _layers(answer, case: tuple[int, int]) -> list[int]:
-    if isinstance(answer, Tensor):
+    if isinstance(answer, Tensor | np.ndarray):
         answer = answer.tolist()
     if not isinstance(answer, list | tuple | range):
         raise Wrong(f"layer_map should return a tuple of layer numbers, not a {type(answer).__name__}.")
+    answer = [n.item() if isinstance(n, np.generic | Tensor) and n.ndim == 0 else n for n in answer]
     for n in answer:
         if type(n) is not int:
             raise Wrong(f"Layers are whole numbers (int), but for {case[0]} → {case[1]} you give {n!r}.")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tinylib.checks.core import Wrong, call, compare, generator
 from tinylib.checks.core import check as register
-from tinylib.checks.start import number_or_tensor as number
+from tinylib.checks.start import number
 
 
 @register("removal_cost")
@@ -112,7 +112,12 @@ def magnitude_mask(attempt) -> None:
         n = weight.numel()
         remove = round(sparsity * n)
         size = weight.abs()
+        ranked = size.flatten().sort().values
+        below, above = ranked[max(remove - 1, 0)], ranked[remove]  # equal if the cut goes through weights of equal magnitude
+        tied = "count, do not only compare with a threshold: of equal magnitudes some stay and some go"
         _compare_mask(got, weight, sparsity, {
+            f"You cut at {below:g}, the magnitude of several weights, and all of them go; {tied}.": size > below,
+            f"You cut at {above:g}, the magnitude of several weights, and all of them stay; {tied}.": size >= above,
             "You rank the signed weights, so large negative ones go first. Magnitude is the absolute value.":
                 _flat_mask(weight, remove),
             "You keep the share `sparsity`; it is the share to remove.": _flat_mask(size, n - remove),

@@ -1,20 +1,22 @@
 """Checks of lesson 00: two formulas that the whole course uses."""
 
+import math
+import numbers
+
+import numpy as np
 from torch import Tensor
 
 from tinylib.checks.core import Wrong, call, check
 
 
 def number(name: str, value) -> float:
-    """Return the learner's answer as a float; a tensor is refused (``number_or_tensor`` takes one of one element)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{name} should be a number, but yours is a {type(value).__name__}.")
+    """Return the learner's answer as a float; a NumPy number, and a tensor or an array of one element, will do."""
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else ""
+        raise Wrong(f"{name} should be one number, but yours is a {type(value).__name__}{shape}.")
     return float(value)
-
-
-def number_or_tensor(name: str, value) -> float:
-    """Return the learner's answer as a float; a tensor of one element will do."""
-    return number(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def near(a: float, b: float) -> bool:

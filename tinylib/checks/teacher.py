@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinylib.checks.core import Wrong, call, check, compare, generator
+from tinylib.checks.start import number
 
 RESAMPLES = 2000
 
@@ -97,7 +99,7 @@ SCHEDULE_MISTAKES = {
 def learning_rate(attempt) -> None:
     """The linear schedule with warm-up, as a number for one step."""
     for steps, warmup, peak in ((20, 5, 1e-4), (90, 9, 3e-3), (7, 2, 1.0)):
-        rates = [_number("The rate", call(attempt, t, steps, warmup, peak)) for t in range(steps + 1)]
+        rates = [number("The rate", call(attempt, t, steps, warmup, peak)) for t in range(steps + 1)]
 
         def line(rule, n=steps, w=warmup, p=peak) -> Tensor:
             return torch.tensor([rule(t, n, w, p) / p for t in range(n + 1)])
@@ -112,17 +114,9 @@ def learning_rate(attempt) -> None:
             raise Wrong(f"The rate becomes negative at step {int(got.argmin())}: the step would go uphill.")
         name = f"The rate over steps 0 to {steps} (divided by the peak)"
         compare(name, got, line(schedule), tolerance=1e-5)
-    without = _number("The rate", call(attempt, 0, 10, 0, 1.0))
+    without = number("The rate", call(attempt, 0, 10, 0, 1.0))
     if abs(without - 1.0) > 1e-6:
         raise Wrong(f"With warmup=0 the first step takes the whole peak, but yours is {without:.3g} of it.")
-
-
-def _number(name: str, value) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{name} should be one number, but yours is a {type(value).__name__}.")
-    return float(value)
 
 
 @check("precision_recall_f1")
@@ -215,6 +209,12 @@ def bootstrap_interval(attempt) -> None:
         raise Wrong(
             "Another generator gives the very same interval: draw with it; a formula or a fixed seed is no bootstrap."
         )
+    try:
+        low, high = _two(attempt(right, 1, 0.95, generator(1)))
+    except Exception:  # noqa: BLE001 (a way to take quantiles that is right for many draws need not bear a single one)
+        return
+    if low != high:
+        raise Wrong("With resamples=1 there is one draw, and both ends are its accuracy; yours differ: use the argument.")
 
 
 def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
@@ -253,6 +253,9 @@ def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
         raise Wrong(
             "This is one standard deviation to each side, about 68 %: take the quantiles that `level` asks for."
         )
+    inner = normal.icdf(torch.tensor(1 - level / 2)).item() * error
+    if level > 0.5 and abs(got_half - inner) < 0.1 * error:
+        raise Wrong("You keep the middle 1 − level of the draws and leave `level` of them out: it is the other way round.")
     raise Wrong(
         f"Your interval is {low:.3f} to {high:.3f}, but {share - half:.3f} to "
         f"{share + half:.3f} is right within chance: each of "
@@ -261,8 +264,8 @@ def _judge(low: float, high: float, N: int, share: float, level: float) -> None:
 
 
 def _two(answer) -> tuple[float, float]:
-    if isinstance(answer, Tensor):
+    if isinstance(answer, Tensor | np.ndarray):
         answer = answer.flatten().tolist()
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Wrong("Return two numbers, (low, high).")
-    return _number("Each end", answer[0]), _number("Each end", answer[1])
+    return number("Each end", answer[0]), number("Each end", answer[1])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -284,7 +285,7 @@ def count_parameters(attempt: Callable) -> None:
     }  # fmt: skip
     for name, config in configs.items():
         got, wanted = call(attempt, config), _count(config)
-        if isinstance(got, Tensor) and got.numel() == 1:
+        if isinstance(got, np.generic) or (isinstance(got, Tensor) and got.numel() == 1):
             got = got.item()
         if not isinstance(got, int | float) or isinstance(got, bool):
             raise Wrong(f"Return a number, not a {type(got).__name__}.")
