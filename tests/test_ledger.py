@@ -1,5 +1,6 @@
 """The Pareto ledger: rows kept by name, a front that nothing beats, a damaged file that is not lost."""
 
+import importlib.util
 import json
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lessons import FOLDER, code_cells, lessons, read
 
 from tinylib import datasets, ledger, measure, plots, widgets
 from tinylib.bert import Bert, BertConfig
@@ -87,6 +89,31 @@ def test_the_shipped_rows_are_complete_and_of_a_shipped_data_set():
         assert set(r) == set(ledger.FIELDS)
         assert 0.5 < r["accuracy"] < 1
         assert (datasets.data_folder() / r["data"]).is_dir()
+
+
+def lessons_that_enter() -> set[str]:
+    return {p.stem[:2] for p in lessons() if any("course.enter(" in cell.source for cell in code_cells(read(p)))}
+
+
+def test_the_lessons_that_enter_models_are_those_that_the_text_names():
+    found = lessons_that_enter()
+    for name, own in (("00_start_here", "00"), ("09_tinybert", ""), ("10_deployment", "10")):
+        text = "\n".join(cell.source for cell in read(FOLDER / f"{name}.ipynb").cells if cell.cell_type == "markdown")
+        (named,) = re.findall(r"(?i)lessons ([\d, and]+) (?:add theirs|write what they make|noted what their models)", text)
+        assert set(re.findall(r"\d\d", named)) == found - {own}, name
+    for path in lessons():
+        for cell in code_cells(read(path)):
+            for lesson in re.findall(r"course\.enter\(.*, \"(\d\d)\"", cell.source):
+                assert lesson == path.stem[:2], "a model is entered under another lesson's number"
+
+
+def test_every_lesson_that_enters_models_has_rows_among_those_shipped():
+    found = {r["lesson"] for r in ledger.course_rows("movie_reviews", "laptop")}
+    assert found == lessons_that_enter() - {"03"}, "lesson 09 measures 03's teacher again"
+    spec = importlib.util.spec_from_file_location("shipping", FOLDER / "tools" / "ledger.py")
+    shipping = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shipping)
+    assert lessons_that_enter() == shipping.WANTED
 
 
 OWN = [row(), row("student", 0.89, 57.0, 5.0), row("bad", 0.7, 80.0, 8.0)]
