@@ -4,6 +4,7 @@ A random BERT of 2 layers, 32 wide, with a real WordPiece vocabulary, stands in 
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tinylib import cli, course, datasets, output, rowwise, text, train
 from tinylib.bert import TOKENIZER_FILES, Bert
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.prune import restore_heads
 
 GOOD = ("a warm and clever film", "great fun", "a fine story")
@@ -198,8 +200,13 @@ def test_distill_starts_from_a_general_student(place, tmp_path):
     general = make_checkpoint(tmp_path / "general", TEXTS)
     options = ["--general", str(general), "--layer-map", "1,2", "--temperature", "2"]
     options += ["--epochs-intermediate", "0"]
-    assert cli.main(tiny_distillation(place, tmp_path / "out", *options)) == 0
-    report = metrics(tmp_path / "out")
+    command = tiny_distillation(place, tmp_path / "out", *options)
+    where = command.index("--student")
+    assert cli.main(command[:where] + command[where + 2 :]) == 0
+    report, card = metrics(tmp_path / "out"), (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert report["settings"]["student"] == "2x32", "its own shape, and not the default one"
+    assert "--student 2x32" in card
+    assert "4x312" not in card
     assert report["settings"]["general"] == str(general)
     assert report["settings"]["layer_map"] == [1, 2]
     assert Bert.from_pretrained(tmp_path / "out").config.hidden_size == 32
@@ -352,7 +359,7 @@ def broken(place, folder):
     (folder / "file").write_text("mine")
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.txt").write_text("mine")
-    for name in ("cut", "pickled", "shapes", "words", "garbled", "gpt", "mute", "foreign"):
+    for name in ("cut", "pickled", "shapes", "words", "garbled", "gpt", "mute", "foreign", "torn"):
         shutil.copytree(place / "teacher", folder / name)
     whole = (place / "teacher" / "model.safetensors").read_bytes()
     (folder / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -367,6 +374,9 @@ def broken(place, folder):
     (folder / "garbled" / "config.json").write_text("{")
     for name in TOKENIZER_FILES:
         (folder / "mute" / name).unlink(missing_ok=True)
+    told = (folder / "torn" / "tokenizer.json").read_bytes()
+    (folder / "torn" / "tokenizer.json").write_bytes(told[: len(told) // 2])
+    (folder / "loop").symlink_to(folder / "loop")
     shutil.rmtree(folder / "foreign")
     other = make_checkpoint(folder / "other", [text[::-1] for text in TEXTS])
     shutil.copytree(place / "teacher", folder / "foreign")
@@ -380,7 +390,7 @@ TEACH = "teach --base {p}/base --data {p}/films.csv --out {o}"
 DISTILL = "distill --teacher {p}/teacher --data {p}/films.csv --student 2x16 --out {o}"
 PRUNE = "prune --model {p}/teacher --data {p}/films.csv --out {o}"
 EVALUATE = "evaluate --model {p}/teacher --data {p}/films.csv"
-GENERAL = "general --teacher {p}/base --student 2x16 --out {o}"
+GENERAL = "general --teacher {p}/base --student 2x16 --max-length 16 --out {o}"
 
 BAD_INPUTS = [
     # what was typed, and what the sentence says
@@ -391,6 +401,31 @@ BAD_INPUTS = [
     (GENERAL + " --corpus {b}/gone", "gone does not exist: give a folder with .txt"),
     (GENERAL + " --corpus {p}/films.csv", "holds no .txt or .parquet files"),
     (GENERAL + " --max-length 2 --corpus {p}/films.csv", "max_length=2 leaves no room"),
+    (GENERAL + " --max-length 200 --corpus {b}/gone", "base takes 40 tokens; give --max-length 40 or less"),
+    # an empty value: of a variable of the shell that was never set
+    (TEACH.replace("{p}/base", "{e}"), "argument --base: its value is empty"),
+    (TEACH.replace("{p}/films.csv", "{e}"), "argument --data: its value is empty; name something"),
+    (TEACH.replace("{o}", "{e}"), "argument --out: its value is empty"),
+    (GENERAL + " --corpus {e}", "argument --corpus: its value is empty"),
+    (GENERAL + " --start {e}", "argument --start: its value is empty"),
+    (DISTILL + " --general {e}", "argument --general: its value is empty"),
+    (DISTILL + " --unlabelled {e}", "argument --unlabelled: its value is empty"),
+    (DISTILL + " --tensorboard {e}", "argument --tensorboard: its value is empty"),
+    (PRUNE + " --teacher {e}", "argument --teacher: its value is empty"),
+    (EVALUATE.replace("{p}/teacher", "{e}"), "argument --model: its value is empty"),
+    ("export --model {p}/teacher --out {o} --data {e}", "argument --data: its value is empty"),
+    # links that lead in a circle, and names that no file of UTF-8 can tell
+    (TEACH.replace("{p}/base", "{b}/loop"), "loop' is a symbolic link that leads in a circle; name another place"),
+    (TEACH.replace("{p}/films.csv", "{b}/loop"), "argument --data: '{b}/loop' is a symbolic link"),
+    (TEACH.replace("{o}", "{b}/loop"), "argument --out: '{b}/loop' is a symbolic link"),
+    (TEACH.replace("{o}", "{b}/loop/out"), "argument --out: '{b}/loop/out' is a symbolic link"),
+    (GENERAL + " --corpus {b}/loop", "argument --corpus: '{b}/loop' is a symbolic link"),
+    (DISTILL + " --general {b}/loop", "argument --general: '{b}/loop' is a symbolic link"),
+    (DISTILL + " --unlabelled {b}/loop", "argument --unlabelled: '{b}/loop' is a symbolic link"),
+    (DISTILL + " --tensorboard {b}/loop", "argument --tensorboard: '{b}/loop' is a symbolic link"),
+    (TEACH.replace("{o}", "{o}{x}"), "out\\udcff' is not UTF-8 text; rename the file or folder, or name another place"),
+    ("export --model {p}/teacher --out {o}{x}", "out\\udcff' is not UTF-8 text"),
+    (EVALUATE.replace("{p}/teacher", "a{n}b"), "'a\\x00b' holds a NUL character"),
     (GENERAL + " --layer-map 1,9", "must name 2 teacher layers between 1 and 2"),
     (GENERAL + " --start nowhere", "start='nowhere' is not one of"),
     (GENERAL + " --precision low", "invalid choice: 'low'"),
@@ -444,6 +479,8 @@ BAD_INPUTS = [
     (DISTILL + " --cache-gb -1", "'-1' is not a number of at least 0"),
     (DISTILL + " --cache-dtype int4", "invalid choice: 'int4'"),
     (DISTILL + " --general {b}/other", "number their tokens differently"),
+    (DISTILL.replace("2x16", "1x8") + " --general {p}/base", "--student 1x8 is not the shape of --general {p}/base, which is 2x32"),
+    (DISTILL + " --general {p}/base --start random", "--start random and --general {p}/base are two starts; give one of them"),
     (DISTILL.replace("{p}/teacher", "{b}/weak"), "%, not above the largest class's share 50.0%"),
     (DISTILL + " --unlabelled {b}/gone.txt", "gone.txt is no file: give a .txt file of one text a line"),
     (DISTILL + " --unlabelled {b}/mine", "mine is no file"),
@@ -471,6 +508,8 @@ BAD_INPUTS = [
     (EVALUATE + " --split dev", "invalid choice: 'dev'"),
     (EVALUATE.replace("{p}/teacher", "{p}/base"), "has no classification head"),
     ("export --model {b}/mute --format hf --out {o}", "has no tokenizer"),
+    ("export --model {b}/torn --format hf --out {o}", "torn holds a damaged tokenizer"),
+    ("export --model {b}/torn --format onnx --out {o}", "torn holds a damaged tokenizer"),
     ("export --model {p}/teacher --format onxx --out {o}", "invalid choice: 'onxx'"),
     ("fetch minilm", "no shipped weights are called 'minilm': choose minilm-l6"),
 ]  # fmt: skip
@@ -499,11 +538,12 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, mistakes, elsewhere
     tmp_path = elsewhere.parent
     before = contents(place)
     out = tmp_path / "deep" / "out"
-    assert cli.main([word.format(p=place, b=mistakes, o=out) for word in typed.split()]) == 2
+    given = {"p": place, "b": mistakes, "o": out, "e": "", "n": "\0", "x": "\udcff"}
+    assert cli.main([word.format(**given) for word in typed.split()]) == 2
     shown = capsys.readouterr()
     # what a progress bar wrote before the mistake was found is no second line
     sentence = shown.err.rpartition("\r")[2]
-    assert says in sentence
+    assert says.replace("{p}", str(place)).replace("{b}", str(mistakes)) in sentence
     assert sentence.startswith("tinylib")
     assert sentence.count("\n") == 1
     assert shown.err.count("\n") == 1
@@ -534,9 +574,14 @@ def test_a_missing_package_is_a_sentence():
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (MemoryError(), "the memory is full; try a smaller --batch-size"),
+        (MemoryError(), "the memory is full; close other programs"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory is full"),
+        (RuntimeError("could not create a primitive"), "the memory is full"),
+        (OSError(12, "Cannot allocate memory"), "the memory is full"),
+        (OSError("Cannot allocate memory (os error 12)"), "the memory is full"),
         (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device; check"),
+        (OSError(13, "Permission denied", "/x/out of memory"), "/x/out of memory: Permission denied; check"),
+        (OSError(21, "Is a directory", "a\x1b[31mRED.txt"), "a\\x1b[31mRED.txt: Is a directory; check"),
     ],
 )
 def test_the_machine_s_limits_are_sentences(monkeypatch, capsys, error, says):
@@ -545,7 +590,51 @@ def test_the_machine_s_limits_are_sentences(monkeypatch, capsys, error, says):
 
     monkeypatch.setattr("tinylib.commands.fetch", fail)
     assert cli.main(["fetch"]) == 2
+    said = capsys.readouterr().err
+    assert f"tinylib fetch: {says}" in said
+    assert said[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("fetch", "is full; close"),
+        ("evaluate --model m --data d", "is full; try a smaller --max-length, or close"),
+        ("general --out o", "is full; try a smaller --batch-size or --max-length, or close"),
+    ],
+)
+def test_a_full_memory_s_remedy_is_an_option_that_the_command_has(monkeypatch, capsys, typed, says):
+    def fail(args):
+        raise MemoryError
+
+    monkeypatch.setattr(f"tinylib.commands.{typed.split()[0]}", fail)
+    assert cli.main(typed.split()) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_missing_implementation_is_no_full_memory():
+    assert not is_full_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
+
+
+def test_another_s_note_cannot_command_the_terminal(monkeypatch, capsys):
+    note = UserNote("plain")
+    note.args = ("a\x1b[31mRED",)
+    monkeypatch.setattr("tinylib.commands.fetch", lambda args: warnings.warn(note, stacklevel=1) or 0)
+    assert cli.main(["fetch"]) == 0
+    assert capsys.readouterr().err == "tinylib fetch: note: a\\x1b[31mRED\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_that_the_terminal_s_encoding_lacks(place, tmp_path, encoding, monkeypatch):
+    named = with_labels(place, tmp_path / "named", ["\u574f \xe9", "\u6b63\u9762 \U0001f600"])
+    chinese = {"negative": "\u574f \xe9", "positive": "\u6b63\u9762 \U0001f600"}
+    write_csv(tmp_path / "films.csv", [(text, chinese[label]) for text, label in zip(TEXTS, LABELS, strict=True)])
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    assert cli.main(["evaluate", "--model", str(named), "--data", f"{tmp_path}/films.csv", "--json"]) == 0
+    assert json.loads(raw.getvalue().decode(encoding))["labels"] == list(chinese.values())
+    assert cli.main(["export", "--model", str(named), "--out", f"{tmp_path}/\u9762/out"]) == 0
+    assert b"\\u9762/out" in raw.getvalue()
 
 
 def test_our_own_faults_stay_tracebacks(monkeypatch):

@@ -6,6 +6,7 @@ whole or not at all.
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinylib import __version__, interrupt, processes
-from tinylib.errors import UserError, UserNote, is_full_memory
+from tinylib.errors import UserError, UserNote, is_full_memory, plain
 
 # torch and what stands on it are imported only once a command is to run, so that --help answers at once.
 
@@ -51,25 +52,25 @@ def build_parser() -> argparse.ArgumentParser:
     _prune_options(command("prune", text))
 
     sub = command("evaluate", "measure a classifier on a split")
-    sub.add_argument("--model", required=True, metavar="DIR")
-    sub.add_argument("--data", required=True, help=DATA)
+    sub.add_argument("--model", type=_named, required=True, metavar="DIR")
+    sub.add_argument("--data", type=_named, required=True, help=DATA)
     sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
     sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     sub = command("export", "write a model for use elsewhere")
-    sub.add_argument("--model", required=True, metavar="DIR")
+    sub.add_argument("--model", type=_named, required=True, metavar="DIR")
     layout = (
         "hf: config.json, model.safetensors and tokenizer (default); onnx: the same with model.onnx in float32 instead; "
         "onnx-int8: a quarter of its size and the fastest; onnx-int4: the smallest, not faster than float32; onnx-int8-static: "
         "as onnx-int8, with the activations' ranges fixed beforehand on texts of --data, and a little less exact"
     )
     sub.add_argument("--format", choices=LAYOUTS, default="hf", help=layout)
-    sub.add_argument("--data", help=f"measure model and export on its test split: {DATA}")
+    sub.add_argument("--data", type=_named, help=f"measure model and export on its test split: {DATA}")
     sub.add_argument("--max-length", type=_count, default=None, help=CUT)
     sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--out", type=_path, required=True, metavar="DIR")
     return parser
 
 
@@ -80,7 +81,7 @@ DATA = "shipped name, hub name (glue/sst2), file, or folder with train, validati
 
 def _teach_options(sub: argparse.ArgumentParser) -> None:
     base = "folder, hub name or shipped name (minilm-l6)"
-    sub.add_argument("--base", required=True, metavar="MODEL", help=base)
+    sub.add_argument("--base", type=_named, required=True, metavar="MODEL", help=base)
     _data_and_out(sub)
     sub.add_argument("--epochs", type=_count, default=3)
     rate = "learning rate (default 5e-5, for MiniLM; 2e-5 for BERT-base)"
@@ -92,13 +93,13 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
 
 def _general_options(sub: argparse.ArgumentParser) -> None:
     teacher = "a pretrained encoder: folder, hub name or shipped name (default minilm-l6)"
-    sub.add_argument("--teacher", default="minilm-l6", metavar="MODEL", help=teacher)
-    sub.add_argument("--student", default="4x312", metavar="LAYERSxWIDTH", help="the student's shape (default 4x312)")
+    sub.add_argument("--teacher", type=_named, default="minilm-l6", metavar="MODEL", help=teacher)
+    sub.add_argument("--student", type=_named, default="4x312", metavar="LAYERSxWIDTH", help="the student's shape (default 4x312)")
     corpus = "shipped name (corpus), .txt or .parquet file, or folder of them (default corpus)"
-    sub.add_argument("--corpus", default="corpus", help=corpus)
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--corpus", type=_named, default="corpus", help=corpus)
+    sub.add_argument("--out", type=_path, required=True, metavar="DIR")
     start = "random, embeddings or teacher: what of the teacher the student starts from (default: teacher where its layers fit)"
-    sub.add_argument("--start", default=None, help=start)
+    sub.add_argument("--start", type=_named, default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
     sub.add_argument("--steps", type=_count, default=None, metavar="N")
@@ -115,17 +116,17 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
 
 def _distill_options(sub: argparse.ArgumentParser) -> None:
     teacher = "a fine-tuned classifier: folder, hub name or shipped name"
-    sub.add_argument("--teacher", required=True, metavar="MODEL", help=teacher)
+    sub.add_argument("--teacher", type=_named, required=True, metavar="MODEL", help=teacher)
     _data_and_out(sub)
-    shape = "the student's shape (default 4x312)"
-    sub.add_argument("--student", default="4x312", metavar="LAYERSxWIDTH", help=shape)
+    shape = "the student's shape (default 4x312, or that of --general)"
+    sub.add_argument("--student", type=_named, default=None, metavar="LAYERSxWIDTH", help=shape)
     start = "general (the shipped general student where one fits), teacher, embeddings or random"
-    sub.add_argument("--start", default=None, help=start)
-    sub.add_argument("--general", type=Path, metavar="DIR", help="start from this general student instead")
+    sub.add_argument("--start", type=_named, default=None, help=start)
+    sub.add_argument("--general", type=_path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"
     sub.add_argument("--augment", type=_count0, default=None, metavar="N", help=copies)
     extra = "texts without labels to learn from as well: .txt with one a line, or a table with a column text (and text_pair)"
-    sub.add_argument("--unlabelled", type=Path, metavar="FILE", help=extra)
+    sub.add_argument("--unlabelled", type=_path, metavar="FILE", help=extra)
     weak = "go on with a teacher that is no better than the largest class"
     sub.add_argument("--allow-weak-teacher", action="store_true", help=weak)
     share = "share of the student's weights to prune while the prediction step runs (default 0)"
@@ -146,21 +147,21 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _prune_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", required=True, metavar="DIR")
+    sub.add_argument("--model", type=_named, required=True, metavar="DIR")
     _data_and_out(sub)
     sub.add_argument("--sparsity", type=_share, default=0.5, help="share to remove, 0 ≤ s < 1 (default 0.5)")
     method = "of single weights (zeros stay in their place), or of heads, neurons or layers, which makes the model smaller"
     sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude", help=method)
     teacher = "recover on this teacher's soft targets instead of the labels"
-    sub.add_argument("--teacher", metavar="MODEL", help=teacher)
+    sub.add_argument("--teacher", type=_named, metavar="MODEL", help=teacher)
     sub.add_argument("--epochs", type=_count0, default=2)
     sub.add_argument("--lr", type=_rate, default=1e-4)
     _run_options(sub)
 
 
 def _data_and_out(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--data", required=True, help=DATA)
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--data", type=_named, required=True, help=DATA)
+    sub.add_argument("--out", type=_path, required=True, metavar="DIR")
 
 
 def _run_options(sub: argparse.ArgumentParser) -> None:
@@ -179,12 +180,34 @@ def _precision_option(sub: argparse.ArgumentParser) -> None:
 
 def _logs_option(sub: argparse.ArgumentParser) -> None:
     text = "write losses and figures for TensorBoard there when the run is done (needs the package tensorboard)"
-    sub.add_argument("--tensorboard", type=Path, metavar="DIR", help=text)
+    sub.add_argument("--tensorboard", type=_path, metavar="DIR", help=text)
 
 
 def _resume_option(sub: argparse.ArgumentParser) -> None:
     text = "go on with an interrupted run into the same --out"
     sub.add_argument("--resume", action="store_true", help=text)
+
+
+def _named(text: str) -> str:
+    """Return what an option names, a file, folder or model; refuse what can name none, before any work is done on it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("its value is empty; name something, or look at the variable that it came from")
+    shown, remedy = repr(text), "name another place"
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{shown} holds a NUL character, which no name can; {remedy}")
+    try:
+        text.encode("utf-8")  # what is read and written is told in files of UTF-8
+        os.stat(os.path.expanduser(text))
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{shown} is not UTF-8 text; rename the file or folder, or {remedy}") from None
+    except OSError as error:  # what is not there yet is no mistake: an --out, or a model's name
+        if error.errno == errno.ELOOP:
+            raise argparse.ArgumentTypeError(f"{shown} is a symbolic link that leads in a circle; {remedy}") from None
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
 
 
 def _number(kind, accept, wanted: str):
@@ -213,7 +236,10 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 2 with one sentence on stderr for a user's mistake."""
-    name = "tinylib"
+    name, args = "tinylib", argparse.Namespace()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to fail
+        with contextlib.suppress(AttributeError, ValueError):  # a notebook's has no such method; one may be closed, or None
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are not about this program
     # oneDNN keeps compiled products for the last 1024 shapes; batches of changing lengths filled 10 GB with them
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -226,12 +252,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: stopped; teach, general and distill go on with --resume", file=sys.stderr)
         return interrupt.EXIT_CODE if isinstance(stop, interrupt.Stopped) else 130
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, args)
         if sentence is None:  # a fault of ours: the traceback is what we want to be sent
             raise
         if not processes.is_main():
             time.sleep(3)  # the main process says the same, and its launcher ends this one; if not, the fault is here alone
-        print(f"{name}: {' '.join(sentence.split())}", file=sys.stderr)
+        print(f"{name}: {plain(' '.join(sentence.split()))}", file=sys.stderr)
         return 2
 
 
@@ -259,17 +285,19 @@ def _run(args: argparse.Namespace) -> int:
     return getattr(commands, args.command)(args)
 
 
-def _sentence(error: Exception) -> str | None:
-    """Return what to tell the user, or None for an error that no user can have caused."""
+def _sentence(error: Exception, args: argparse.Namespace) -> str | None:
+    """Return what to tell the user of a command with these arguments, or None for an error that no user can have caused."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "tinylib").startswith("tinylib"):
         return f"the package {error.name} is missing; tinylib doctor says what is needed and how to get it"
+    if is_full_memory(error):
+        known = [f"--{option.replace('_', '-')}" for option in ("batch_size", "max_length") if hasattr(args, option)]
+        smaller = f"try a smaller {' or '.join(known)}, or " if known else ""
+        return f"the memory is full; {smaller}close other programs"
     if isinstance(error, OSError):
         why = error.strerror or error
         return f"{error.filename or 'a file'}: {why}; check that it may be used and that the disk has room"
-    if is_full_memory(error):
-        return "the memory is full; try a smaller --batch-size or --max-length, or close other programs"
     return None
 
 
@@ -280,7 +308,7 @@ def _notes(name: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         # several processes read the same data and would say the same of it
         warnings.simplefilter("always" if processes.is_main() else "ignore", category=UserNote)
-        warnings.showwarning = lambda message, *_, **__: print(f"{name}: note: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(f"{name}: note: {plain(str(message))}", file=sys.stderr)
         yield
 
 

@@ -6,6 +6,7 @@ Inputs are read and checked before anything is written; what is made goes throug
 import itertools
 import json
 import math
+import sys
 import time
 import warnings
 from dataclasses import asdict
@@ -85,6 +86,8 @@ def general(args) -> int:
     if not args.start:
         settings = settings.replace(start=automatic_start(teacher, student_config(teacher, args.student).hidden_size))
     student = stage1.first_student(teacher, settings)
+    if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
+        raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
     with output.output(args.out, reads, reports.settings(args), args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
@@ -112,9 +115,11 @@ def distill(args) -> int:
     """Distil and save a student.
 
     Raises UserError if the teacher has no head for the data's labels, or if the general student's labels or vocabulary are
-    not the teacher's.
+    not the teacher's, or its shape or start another than what is asked for.
     """
     started, reads = time.perf_counter(), [s for s in (args.teacher, args.data, args.general, args.unlabelled) if s]
+    if args.general and args.start not in (None, "general"):
+        raise UserError(f"--start {args.start} and --general {args.general} are two starts; give one of them")
     output.place(args.out, reads)
     reports.check_logs(args)
     prepared, found = _prepare(args, args.teacher)
@@ -124,6 +129,7 @@ def distill(args) -> int:
     teacher, on_validation = _teacher(args, prepared)
     owndata.note(found, args.max_length, teacher.config.max_position_embeddings)
     student, projections = _general(args, teacher) if args.general else (None, None)
+    args.student = _shape(args, student)
     chosen = {
         "start": args.start, "layer_map": args.layer_map, "epochs_intermediate": args.epochs_intermediate,
         "epochs_prediction": args.epochs_prediction, "student": args.student, "temperature": args.temperature,
@@ -209,8 +215,18 @@ def evaluate(args) -> int:
     owndata.note(found, args.max_length, model.config.max_position_embeddings)
     report = reports.report(args, model, prepared, 0.0, args.split, data=found)
     report["seconds"] = round(time.perf_counter() - started, 1)
-    print(json.dumps(report, indent=2, ensure_ascii=False)) if args.json else reports.table(report)
+    print(_json(report)) if args.json else reports.table(report)
     return 0
+
+
+def _json(report: dict) -> str:
+    """Return a report as JSON that standard output can write: what its encoding lacks is escaped as JSON does it."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(report, indent=2)
+    return text
 
 
 STATIC, CALIBRATION = "onnx-int8-static", 320  # texts that its ranges are fixed on
@@ -234,6 +250,7 @@ def export(args) -> int:
     model = _bert(args.model, model, "exported")
     if model.tokenizer_folder is None:
         raise UserError(f"{args.model} has no tokenizer; add its tokenizer.json or vocab.txt to the folder")
+    load_tokenizer(model.tokenizer_folder)  # it is copied: a damaged one must not be
     with output.output(args.out, reads) as work:
         file, written = _write(args.format, model, work, prepared)
         report = {
@@ -374,6 +391,18 @@ def _general(args, teacher):
     student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
     student.tokenizer_folder = teacher.tokenizer_folder
     return student, None
+
+
+def _shape(args, student: Bert | None) -> str | None:
+    """Return the shape that the student is to have: the general student's own where it starts from one, else what is asked for."""
+    if student is None:
+        return args.student or kd.Settings.student
+    sizes = student.config
+    shape = f"{sizes.num_hidden_layers}x{sizes.hidden_size}"
+    asked = BertConfig.parse(args.student) if args.student else sizes
+    if (asked.num_hidden_layers, asked.hidden_size) != (sizes.num_hidden_layers, sizes.hidden_size):
+        raise UserError(f"--student {args.student} is not the shape of --general {args.general}, which is {shape}; leave it out")
+    return shape
 
 
 def _same_vocabulary(one, other) -> None:

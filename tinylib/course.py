@@ -116,8 +116,9 @@ def prepare(
 ) -> Prepared:
     """Load a data set and tokenize it for a model; without arguments, the tier's own."""
     sizes = tier()
-    loaded = datasets.load(data or sizes.data, seed=seed)
-    tokenizer = load_tokenizer(base or sizes.base)
+    data = sizes.data if data is None else data
+    loaded = datasets.load(data, seed=seed)
+    tokenizer = load_tokenizer(sizes.base if base is None else base)
     texts, pairs, encoded, labels = {}, {}, {}, {}
     for split, rows in loaded.items():
         texts[split] = list(rows["text"])
@@ -126,7 +127,7 @@ def prepare(
         encoded[split] = encode(tokenizer, texts[split], pairs.get(split), max_length=max_length or cut_at(pairs))
         labels[split] = torch.tensor(rows["label"])
     names = tuple(label_names(loaded))
-    return Prepared(texts, pairs or None, encoded, labels, names, fingerprint(loaded), str(data or sizes.data))
+    return Prepared(texts, pairs or None, encoded, labels, names, fingerprint(loaded), str(data))
 
 
 def cut_at(pairs: dict | None) -> int:
@@ -177,8 +178,13 @@ def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: st
         (folder / "copies.jsonl").write_text(lines, encoding="utf-8")
 
     stored = models.product("augmented", recipe, make) / "copies.jsonl"
-    # split at line ends alone: a text may hold other characters that str.splitlines breaks at
-    return [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n") if line]
+    try:  # split at line ends alone: a text may hold other characters that str.splitlines breaks at
+        rows = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError:
+        rows = []
+    if len(rows) != settings.copies * len(prepared.texts["train"]):  # made when the cache had no lists of its files
+        raise UserError(f"{stored} is damaged; delete {stored.parent}, and the copies are made anew")
+    return rows
 
 
 def score(model: Bert | encoders.Encoder, prepared: Prepared, split: str = "test") -> float:

@@ -1,5 +1,8 @@
 """The one exception that the package raises for a user's mistake, the one warning that it gives, and an error told apart."""
 
+import errno
+import re
+
 LONGEST = 1200  # characters of a sentence; what is cut out of a longer one is the middle of something quoted
 
 
@@ -29,6 +32,12 @@ def plain(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
+# as torch and the operating system say it, and as oneDNN does, which gives no reason (a missing implementation is a "descriptor")
+FULL = re.compile("out of memory|allocate memory|could not create a primitive(?! desc)")
+
+
 def is_full_memory(error: BaseException) -> bool:
     """Tell whether an error says that the memory is full, as Python or as torch says it, on a GPU or on a CPU."""
-    return isinstance(error, MemoryError) or any(text in str(error) for text in ("out of memory", "allocate memory"))
+    if isinstance(error, OSError):  # a mapping of a file; what the file is called says nothing
+        return error.errno == errno.ENOMEM or FULL.search(error.strerror or str(error)) is not None
+    return isinstance(error, MemoryError) or FULL.search(str(error)) is not None
