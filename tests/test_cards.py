@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 
 import pytest
 import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 from hypothesis import given
@@ -125,6 +127,23 @@ def test_every_model_has_a_card_that_says_what_it_is(place, tmp_path, kind):
     assert report["data_fingerprint"] in shown
     assert f"tinylib {kind} --" in shown
     assert {"teach": "fine-tuned from", "distill": "distilled from", "prune": "pruned from"}[kind] in shown
+
+
+@pytest.mark.parametrize("method", ["heads", "neurons"])
+def test_a_card_says_how_its_model_is_loaded(place, tmp_path, method):
+    """The command in it is run, and the folder in its Python is loaded."""
+    out = tmp_path / "out"
+    command = ["prune", "--model", f"{place}/teacher", "--data", f"{place}/teacher/data", "--out", str(out), "--epochs", "0"]
+    assert cli.main([*command, "--method", method]) == 0
+    use = (out / "README.md").read_text(encoding="utf-8").split("## How to use it")[1].split("## Licence")[0]
+    use = use.replace("THIS FOLDER", str(out)).replace("ANOTHER FOLDER", f"{tmp_path}/whole")
+    lines = [line.strip() for line in use.splitlines() if line.startswith("    ")]
+    exports = [line for line in lines if line.startswith("tinylib export")]
+    assert len(exports) == (method == "heads")
+    for line in exports:
+        assert cli.main(shlex.split(line)[1:]) == 0
+    folder = re.fullmatch(r'pipeline\("text-classification", model="(.+)"\)\("a text"\)', lines[-1])[1]
+    assert set(transformers.pipeline("text-classification", model=folder)("a text")[0]) == {"label", "score"}
 
 
 def test_a_plain_command_is_shown_as_code_and_runs_again(tmp_path, place):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinylib import datasets
+from tinylib import datasets, files
 from tinylib.errors import UserError, UserNote
 
 FIVE = [f"text number {i}" for i in range(5)]
@@ -165,6 +165,16 @@ def test_one_text_with_two_labels_is_a_note(tmp_path):
         datasets.load(write(tmp_path / "all.csv", frame([*ROWS, ("good film number 2", "bad")])))
 
 
+def test_names_that_differ_in_capitals_only_are_a_note(tmp_path):
+    folder_with_repeats(tmp_path, test=0)
+    rows = [(text, label.upper() if i == 3 else label) for i, (text, label) in enumerate(ROWS)]
+    write(tmp_path / "train.csv", frame(rows))
+    alike = f"the labels '{rows[3][1]}' and '{rows[3][1].lower()}' are different classes; if they are one, write them alike"
+    for source in (tmp_path, write(tmp_path / "all.csv", frame(rows))):
+        with pytest.warns(UserNote, match=alike):
+            datasets.load(source)
+
+
 def test_clean_data_gives_no_note(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -237,7 +247,8 @@ def test_the_other_half_of_mnli_is_a_name_of_its_own(monkeypatch):
 def test_a_folder_of_glue_shape_works_without_the_hub(tmp_path, suffix):
     for name, part in glue_like("qnli").items():
         write(tmp_path / f"{name}{suffix}", part.to_pandas())
-    data = datasets.load(tmp_path)
+    with pytest.warns(UserNote, match=f"test{suffix}: all labels are -1.*validation serves as test, and 4 texts of train as"):
+        data = datasets.load(tmp_path)
     assert data["train"][0]["text"].startswith("train question")
     assert data["train"][0]["text_pair"].startswith("train sentence")
     assert set(data["test"]["label"][:]) == {0, 1}
@@ -307,6 +318,9 @@ def test_glue_without_the_hub_is_a_sentence(monkeypatch):
         ("a.jsonl", '{"text": "a", "label": NaN}\n', "a.jsonl, line 1: label is missing"),
         ("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: label is [1]: use a whole number or a name"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: text holds half a character"),
+        ("a.csv", "text,label\nfine,1\n\u200b\u200d \ufeff,0\n", "a.csv, line 3: text is empty"),
+        ("a.jsonl", '{"text": "\\u0000\\u0001", "label": 1}\n', "a.jsonl, line 1: text is empty"),
+        ("a.csv", "text,label\nfine,1\nbad,1e999\n", "a.csv, line 3: label 1e999 is no finite number"),
         ("a.parquet", "no table", "a.parquet is not a readable Parquet file"),
         ("a.xlsx", "x", "is of an unknown format: give a .csv, .tsv, .jsonl or .parquet file"),
     ],
@@ -371,7 +385,7 @@ def test_a_name_that_does_not_exist_gets_a_hint():
 # Whatever the text is
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=20).filter(
-    str.strip
+    lambda text: not files._blank(text)
 )
 
 

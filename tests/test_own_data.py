@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from test_cli import LABELS, TEXTS, make_checkpoint, metrics, write_csv
 
-from tinylib import cli, course, datasets, encoders, losses, owndata, tasks, text, train
+from tinylib import cli, course, datasets, encoders, files, losses, owndata, tasks, text, train
 from tinylib import distill as kd
 from tinylib import prune as pruning
 from tinylib.bert import Bert, BertConfig
@@ -54,6 +54,7 @@ def labelled(path, labels):
         [0.5, 1.5, *range(18)],  # two of twenty: a tenth
         [f"{i}.0" if i % 3 else f"{i}.25" for i in range(40)],
         ["-1e-3", "2.5e-02", ".5", *range(10)],
+        [f"{i / 8:.18e}" for i in range(40)],  # as numpy.savetxt writes them
     ],
 )
 def test_numbers_with_fractions_are_scores(tmp_path, labels):
@@ -66,10 +67,22 @@ def test_numbers_with_fractions_are_scores(tmp_path, labels):
         datasets.class_balance(data)
 
 
-@pytest.mark.parametrize("labels", [[0, 1] * 20, ["1.0", "2.0"] * 20, range(5, 45), ["a", "b"] * 20])
-def test_whole_numbers_and_names_stay_classes(tmp_path, labels):
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([0, 1] * 20, ["0", "1"]),
+        (["1.0", "2.0"] * 20, ["1", "2"]),
+        (range(5, 45), [str(i) for i in range(5, 45)]),
+        (["a", "b"] * 20, ["a", "b"]),
+        (["0.000000000000000000e+00", "1.000000000000000000e+00", "-2e2"] * 10, ["-200", "0", "1"]),  # numpy.savetxt's
+        (["12e4", "12f4", "1.0"] * 10, ["1", "12e4", "12f4"]),  # among names a name
+    ],
+)
+def test_whole_numbers_and_names_stay_classes(tmp_path, labels, names):
     rows = [(f"text {i} {j}", label) for i, label in enumerate(labels) for j in range(3)]
-    assert not datasets.has_scores(datasets.load(write_csv(tmp_path / "a.csv", rows)))
+    data = datasets.load(write_csv(tmp_path / "a.csv", rows))
+    assert not datasets.has_scores(data)
+    assert datasets.label_names(data) == names
 
 
 @pytest.mark.parametrize(
@@ -436,6 +449,17 @@ def test_unlabelled_texts_are_read_cleaned_of_the_data_and_counted(place, tmp_pa
     assert counts == {"rows": 7, "used": 2, "repeated": 1, "in_train": 1, "in_validation": 1, "in_test": 2}
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_unlabelled_lines_end_as_any_editor_ends_them(place, tmp_path, end):
+    lines = ["a new film", "", "an old one", "\u200b", " \x07", "a third"]
+    (tmp_path / "more.TXT").write_bytes(end.join(lines).encode())
+    rows = files.read_texts(tmp_path / "more.TXT")
+    assert (rows.texts, rows.numbers) == (["a new film", "an old one", "a third"], [1, 3, 6])
+    (tmp_path / "more.TXT").write_bytes(end.join(lines).encode() + end.encode() + b"\xff")
+    with pytest.raises(UserError, match="more.TXT, line 7 is not UTF-8"):
+        files.read_texts(tmp_path / "more.TXT")
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_unlabelled_tables_need_no_label_and_theirs_is_not_read(place, tmp_path, suffix):
     prepared = course.prepare(place / "films.csv", base=place / "base")
@@ -445,6 +469,15 @@ def test_unlabelled_tables_need_no_label_and_theirs_is_not_read(place, tmp_path,
     assert owndata.unlabelled(path, prepared).texts == ["a new film", "another"]
     table[["text"]].to_csv(tmp_path / "bare.csv", index=False)
     assert owndata.unlabelled(tmp_path / "bare.csv", prepared).texts == ["a new film", "another"]
+
+
+def test_no_texts_are_a_sentence(place):
+    model, none = Bert.from_pretrained(place / "teacher"), text.Encoded((), ())
+    with pytest.raises(UserError, match="there are no texts to predict from"):
+        train.predict(model, none)
+    empty = train.loader(train.Examples(none, torch.zeros(0, dtype=torch.long)))
+    with pytest.raises(UserError, match="training: there are no texts to learn from"):
+        train.fit(model, empty, train.classification_loss, epochs=1, lr=1e-3)
 
 
 @pytest.mark.parametrize(("data", "kind"), [("films.csv", "teacher"), ("scores.csv", "scorer")])
@@ -522,6 +555,17 @@ def test_a_teacher_that_names_the_largest_class_only_is_refused():
     assert figures["accuracy"] == figures["majority_share"] == 0.9
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([1] * 40, "one label only"), ([0], "one text only"), ([2.5] * 40, "one score only"), ([2.5], "one text only")],
+)
+def test_a_validation_split_that_decides_nothing_is_a_note(labels, said):
+    told = scores if isinstance(labels[0], float) else check
+    with pytest.warns(UserNote, match=f"split has {said}, so it does not decide whether the teacher T has anything to teach"):
+        figures = told(labels, labels)
+    assert figures["p_value"] == 1
+
+
 def test_a_teacher_that_finds_some_of_a_rare_class_may_teach():
     figures = check([0] * 90 + [1] * 10, [0] * 89 + [1] * 1 + [1] * 6 + [0] * 4)
     assert figures["accuracy"] == 0.95
@@ -566,6 +610,7 @@ def test_a_regression_must_be_above_zero():
         scores(labels, noise)
 
 
+@pytest.mark.filterwarnings("ignore:the validation split has")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
 def test_the_check_answers_for_any_labels_and_predictions(rows):
@@ -576,8 +621,9 @@ def test_the_check_answers_for_any_labels_and_predictions(rows):
         figures = check(labels, told, classes=3)
     except UserError:
         assert right <= most or len(rows) >= owndata.FEW
+        assert most < 1
     else:
-        assert right > most
+        assert right > most or most == 1
         assert figures["accuracy"] == pytest.approx(right)
 
 

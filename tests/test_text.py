@@ -1,9 +1,12 @@
 """From text to batches: encoding, padding, and buckets that hold every text once and little padding."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from tinylib import datasets, models, text
 from tinylib.errors import UserError
@@ -100,6 +103,43 @@ def test_a_folder_without_a_whole_tokenizer_is_refused(tmp_path, files, words):
     with pytest.raises(UserError, match=words) as caught:
         text.load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def copy_of(tokenizer, folder, kind="bert", config=None, **changes):
+    """Write the tokenizer with other special tokens, beside a config.json."""
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind} | (config or {})))
+    beside = folder / "tokenizer_config.json"
+    told = json.loads(beside.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"} | changes
+    beside.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+    for name in ("vocab.txt", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def test_a_tokenizer_without_the_tokens_around_a_text_is_refused(tokenizer, tmp_path):
+    lacks = {"cls_token": None, "sep_token": None}
+    with pytest.raises(UserError, match="names no cls_token and no sep_token, between which BERT reads a text; copy"):
+        text.load_tokenizer(copy_of(tokenizer, tmp_path / "a", **lacks))
+    with pytest.raises(UserError, match="names no sep_token, between"):
+        text.load_tokenizer(copy_of(tokenizer, tmp_path / "b", sep_token=None))
+    padless = text.load_tokenizer(copy_of(tokenizer, tmp_path / "c", pad_token=None))
+    assert padless.pad_token_id is None
+    assert text.encode(padless, ["a film"]).pad_id == 0, "the mask hides it"
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_config_that_transformers_cannot_read_is_not_the_tokenizer_s_fault(tokenizer, tmp_path, kind):
+    folder = copy_of(tokenizer, tmp_path / "a", kind, {"torch_dtype": "floaty"})
+    tokenizer.save_pretrained(folder)
+    try:
+        AutoConfig.from_pretrained(folder)
+    except AttributeError:
+        with pytest.raises(UserError, match="config.json cannot be read by transformers .*floaty") as caught:
+            text.load_tokenizer(folder)
+        assert "tokenizer" not in str(caught.value)
+    else:  # a transformers that takes any name
+        text.load_tokenizer(folder)
 
 
 def test_a_tokenizer_is_loaded_from_a_folder(tokenizer):

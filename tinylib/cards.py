@@ -6,6 +6,7 @@ YAML writer, on the page through ``plain``.
 """
 
 import html
+import json
 import re
 import shlex
 import unicodedata
@@ -85,11 +86,11 @@ def licence_of(folder: str | Path) -> str:
     return UNKNOWN
 
 
-def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str, object]) -> str:
+def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str, object], own_heads: bool = False) -> str:
     """Return the page for a model of ``tinylib teach``, ``distill`` or ``prune`` (``kind``).
 
     ``name``: the folder's; ``source``: the model that it was made of, as it was given; ``report``: what metrics.json holds;
-    ``given``: the command's options.
+    ``given``: the command's options; ``own_heads``: whether it has heads as no BERT of transformers' has them.
     """
     licence = licence_of(models.resolve(source))
     scores = "pearson" in report
@@ -105,7 +106,7 @@ def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str,
         "## How it was made",
         _shown(command(kind, given)),
         table(["setting", "value"], [[option, value] for option, value in report["settings"].items() if value is not None]),
-        _use(scores),
+        _use(scores, own_heads),
         "## Licence",
         f"{_licence_sentence(licence, source)} The data may have terms of its own.",
     ]
@@ -113,8 +114,16 @@ def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str,
 
 
 def write(folder: Path, *args) -> None:
-    """Write a card (the arguments of ``card``) into a folder."""
-    (folder / FILE).write_text(card(*args), encoding="utf-8")
+    """Write a card (the first arguments of ``card``) into a folder that holds the model."""
+    (folder / FILE).write_text(card(*args, own_heads=_own_heads(folder)), encoding="utf-8")
+
+
+def _own_heads(folder: Path) -> bool:
+    """Tell whether a folder's model is a BERT from which heads were removed, which transformers cannot load."""
+    file = folder / "config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    width = told.get("head_dim") if told.get("model_type") == "bert" else None
+    return width is not None and width * told["num_attention_heads"] != told["hidden_size"]
 
 
 def _front_matter(name: str, kind: str, source: str, report: Mapping, given: Mapping, licence: str) -> str:
@@ -185,11 +194,17 @@ def _shown(line: str) -> str:
     return f"    {line}" if re.fullmatch(r"[\w ./:=,@+\-']+", line) else plain(line, longest=10_000)
 
 
-def _use(scores: bool) -> str:
+def _use(scores: bool, own_heads: bool) -> str:
+    folder, before = "THIS FOLDER", ""
+    if own_heads:
+        folder = "ANOTHER FOLDER"
+        line = f'    tinylib export --model "THIS FOLDER" --format hf --out "{folder}"'
+        why = "Heads were removed from this model, and transformers loads only a BERT with all of its heads: put zeros in place."
+        before = f"{why}\n\n{line}\n\nWhat that writes is loaded as any other:\n\n"
     more = ', function_to_apply="none"' if scores else ""
     said = "\n\nThe number is the score itself, without a softmax or sigmoid." if scores else ""
-    code = f'    from transformers import pipeline\n\n    pipeline("text-classification", model="THIS FOLDER"{more})("a text")'
-    return f"## How to use it\n\n{code}{said}"
+    code = f'    from transformers import pipeline\n\n    pipeline("text-classification", model="{folder}"{more})("a text")'
+    return f"## How to use it\n\n{before}{code}{said}"
 
 
 def _licence_sentence(licence: str, source: str) -> str:

@@ -66,6 +66,8 @@ def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
     for input that cannot be used: more than ``REPEATED`` of the test texts in train is such.
     """
     name, path = os.fspath(name_or_path), expanded(name_or_path)
+    if not name:  # else it would be the current folder
+        raise UserError("the data set's name is empty: give a shipped name, glue/<task>, a file or a folder")
     shipped = sorted(file.parent.name for file in data_folder().glob("*/train.parquet"))
     if name in shipped:
         return _load_folder(data_folder() / name, seed)
@@ -74,6 +76,7 @@ def load(name_or_path: str | os.PathLike, seed: int = 0) -> DatasetDict:
     if path.is_file():
         rows = settled({"train": checked(read(path))})["train"]
         data = assemble(split(rows, seed))
+        _note_alike(data, str(path))
         _note_contradictions(rows, "the first of them stays")
         return data
     if re.fullmatch(r"glue/\w+", name):
@@ -243,9 +246,14 @@ def _load_folder(folder: Path, seed: int) -> DatasetDict:
                 "train, validation and test, or give a single file to have it split"
             )
         parts[name] = checked(read(files[0]))
-    parts = settled(_without_hidden_labels(parts, seed))
+    told = parts
+    parts = settled(_without_hidden_labels(told, seed))
     data = assemble(parts)
     _check_repeats(parts)
+    if parts["test"].source != told["test"].source:
+        why = f"{told['test'].source}: all labels are -1, as where they are kept secret, so validation serves as test"
+        warnings.warn(f"{why}, and {len(parts['validation'].texts):,} texts of train as validation", UserNote, stacklevel=3)
+    _note_alike(data, str(folder))
     _note_contradictions(parts["train"], "a model cannot learn both: correct or delete them")
     return data
 
@@ -286,6 +294,17 @@ def _note_contradictions(rows: Rows, then: str) -> None:
     if found:
         note = f"{rows.at(found[0])}: this text stands above with another label, and {len(found)} rows are of that kind; {then}"
         warnings.warn(note, UserNote, stacklevel=4)
+
+
+def _note_alike(data: DatasetDict, source: str) -> None:
+    """Say which classes have names that differ in capitals or spaces only, as a slip makes them."""
+    groups = defaultdict(list)
+    for name in label_names(data):
+        groups[normalise(name)].append(name)
+    if alike := next((names for names in groups.values() if len(names) > 1), None):
+        told = " and ".join(map(repr, alike))
+        note = f"{source}: the labels {told} are different classes; if they are one, write them alike"
+        warnings.warn(note, UserNote, stacklevel=3)
 
 
 def _without_hidden_labels(parts: dict[str, Rows], seed: int) -> dict[str, Rows]:

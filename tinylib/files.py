@@ -14,6 +14,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tinylib.errors import UserError
 
 MOST_ROWS = 50  # a byte of a Parquet file: no texts that differ are packed so tightly, and a false count would fill the memory
 FRACTIONS = 0.1  # from this share of labels with a fraction on, numbers are scores and not classes
+LINE_END = "\r\n|\r|\n"  # of Windows, of old Macs, of all others
 LARGEST_SCORE = 1e6  # in size: the squares that training sums up must stay far from the end of float32
 
 # GLUE names its sentences differently in each task.
@@ -125,13 +127,13 @@ def _decoded(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = len(re.split(LINE_END.encode(), raw[: error.start]))
         raise UserError(f"{path}, line {line} is not UTF-8 text: save the file in UTF-8") from None
 
 
 def _read_txt(path: Path) -> Table:
-    lines = [line.removesuffix("\r") for line in _decoded(path).split("\n")]
-    told = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = re.split(LINE_END, _decoded(path))
+    told = [(number, line) for number, line in enumerate(lines, start=1) if not _blank(line)]
     return Table([number for number, _ in told], {"text": [line for _, line in told]})
 
 
@@ -272,13 +274,18 @@ def checked_texts(rows: Rows) -> Rows:
         raise UserError(f"{rows.source} has no rows: add some, of labelled ones at least a few for each label")
     for name, column in (("text", rows.texts), ("text_pair", rows.pairs or [])):
         for i, value in enumerate(column):
-            if value is None or value == "" or isinstance(value, str) and not value.strip():
+            if value is None or isinstance(value, str) and _blank(value):
                 raise UserError(f"{rows.at(i)}: {name} is empty: fill it in or delete the row")
             if not isinstance(value, str):
                 raise UserError(f"{rows.at(i)}: {name} is {value!r}, not a text: put it in quotation marks")
             if not _whole(value):
                 raise UserError(f"{rows.at(i)}: {name} holds half a character (\\ud800…): delete it")
     return rows
+
+
+def _blank(text: str) -> bool:
+    """Tell whether a text shows nothing: no characters, or only spaces, controls and signs of no width."""
+    return all(unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
 
 
 def _whole(text: str) -> bool:
@@ -302,7 +309,10 @@ def checked(rows: Rows) -> Rows:
         if isinstance(label, float):
             why = f"label {rows.labels[i]} is a fraction, no class, and {rows.unit} {rows.numbers[named]} has {labels[named]!r}"
             raise UserError(f"{rows.at(i)}: {why}: use whole numbers or names for classes, numbers alone for scores")
-    return replace(rows, labels=[str(label) for label in labels])
+    # a name such as 12e4 is no number beside 12f4
+    both = zip(rows.labels, labels, strict=True)
+    kept = [raw.strip() if isinstance(raw, str) and "e" in raw.lower() else str(label) for raw, label in both]
+    return replace(rows, labels=kept)
 
 
 def settled(parts: dict[str, Rows]) -> dict[str, Rows]:
@@ -336,7 +346,7 @@ def _stray(rows: Rows) -> str:
 
 
 def _plain_label(label: object, where: str) -> str | int | float:
-    """Return a label as number or name; the texts "1" and "1.0" of a CSV file are the whole number 1."""
+    """Return a label as number or name; the texts "1", "1.0" and "1.0e+00" of a CSV file are the whole number 1."""
     if isinstance(label, str):
         label = label.strip()
     if label is None or str(label).lower() in ("", "nan", "<na>"):
@@ -346,10 +356,12 @@ def _plain_label(label: object, where: str) -> str | int | float:
     number = re.fullmatch(r"([+-]?\d{1,18})(\.\d+)?", str(label))
     if number and not (number[2] or ".").strip(".0"):
         return int(number[1])
-    if number or isinstance(label, float) or re.fullmatch(r"[+-]?\d*\.?\d+[eE]-\d+|[+-]?\.\d+", str(label)):
-        if not math.isfinite(float(label)):
+    if number or isinstance(label, float) or re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+|[+-]?\.\d+", str(label)):
+        value = float(label)
+        if not math.isfinite(value):
             raise UserError(f"{where}: label {label} is no finite number: correct it or delete the row")
-        return float(label)
+        # numpy.savetxt writes 1 as 1.000000e+00; up to 1e15 a float is exact enough to be told from a fraction
+        return int(value) if isinstance(label, str) and value.is_integer() and abs(value) < 1e15 else value
     if not isinstance(label, str) or re.search("[\ud800-\udfff]", label):
         raise UserError(f"{where}: label is {label!r}: use a whole number or a name")
     return label

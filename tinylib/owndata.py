@@ -151,11 +151,16 @@ def check_teacher(
     A classifier's accuracy must be above the share of the most frequent class. With at least ``FEW`` texts it must also be
     above what chance gives, by a one-sided exact binomial test at the 5 % level: chance is the agreement that answers of the
     same frequencies would have if they did not depend on the text (Cohen 1960). A regression's Pearson correlation must be
-    above 0, with ``FEW`` texts by the one-sided test. With ``allow`` a UserNote says what else a UserError would.
+    above 0, with ``FEW`` texts by the one-sided test. With ``allow`` a UserNote says what else a UserError would. A split of
+    one text, or of one label or score, decides nothing, which a UserNote says.
     """
     judge = _check_classes if logits.shape[1] > 1 else _check_scores
     figures, why = judge(labels, logits, names)
-    if why:
+    if why and len(labels.unique()) == 1:
+        what = "has one text only" if len(labels) == 1 else f"has one {'label' if logits.shape[1] > 1 else 'score'} only"
+        said = f"the validation split {what}, so it does not decide whether the teacher {source} has anything to teach"
+        warnings.warn(f"{said}; give it texts of several", UserNote, stacklevel=2)
+    elif why:
         said = f"the teacher {source} has nothing to teach: on the {len(labels)} texts of validation {why}"
         if not allow:
             raise UserError(f"{said}; fine-tune it on this data first (tinylib teach), or go on with --allow-weak-teacher")

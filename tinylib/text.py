@@ -22,9 +22,9 @@ POOL = 64  # batches' worth of texts sorted together: enough for little padding,
 def load_tokenizer(source: str | Path):
     """Return the fast Hugging Face tokenizer of a folder, a shipped name or a hub name.
 
-    Raises UserError if there is none or if its files are damaged.
+    Raises UserError if there is none, if its files are damaged, or if it names no token for a text's beginning or end.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     folder = models.resolve(source)
     # Without these files transformers would make a tokenizer of five tokens, which finds [UNK] everywhere.
@@ -42,7 +42,18 @@ def load_tokenizer(source: str | Path):
         raise
     except BaseException as error:  # ValueError, OSError, TypeError, and the Rust library's own, whose panics are no Exception
         why = first_line(error)
+        if (folder / "config.json").exists():
+            try:
+                AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            except Exception as first:
+                told = folder / "config.json"
+                raise UserError(f"{told} cannot be read by transformers ({first_line(first)}); correct or copy it again") from None
         raise UserError(f"{folder} holds a damaged tokenizer ({why}); copy its tokenizer.json again") from None
+    # [CLS] and [SEP], of RoBERTa <s> and </s>: packing and augmenting set them by number, and a head reads the first one.
+    # A padding token is not asked for: the mask hides what stands in its place.
+    if lacks := [name for name in ("cls_token", "sep_token") if getattr(tokenizer, f"{name}_id") is None]:
+        why = f"the tokenizer in {folder} names no {' and no '.join(lacks)}, between which BERT reads a text"
+        raise UserError(f"{why}; copy the model's tokenizer_config.json and tokenizer.json again")
     return tokenizer
 
 

@@ -160,11 +160,14 @@ def fit(
     called again, goes on from there to the same weights. In several processes (``processes``) a batch of the loader is the
     whole run's: each process takes the rows that it owns, and ``counts`` says over how many things each loss is a mean, so that
     the step is the one that a single process would take. A batch for which the memory is too small is halved until it fits,
-    gradients summed, with a note. Raises UserError when a loss or a gradient is not finite, with the step and the usual cause.
+    gradients summed, with a note. Raises UserError for no texts, and when a loss or a gradient is not finite, with the step and
+    the usual cause.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    if not len(batches.batch_sampler):
+        raise UserError(f"{label}: there are no texts to learn from; give at least one")
     processes.start()
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     buckets, batches = batches.batch_sampler, _own_part(batches)
@@ -384,8 +387,10 @@ def predict(
     """Return the logits of every text, in the order given, computed in evaluation mode in batches of like length.
 
     With ``label`` a progress bar shows under that name. ``shared``: several processes, which must all call this, compute a part
-    each and get the whole; otherwise each computes everything.
+    each and get the whole; otherwise each computes everything. Raises UserError for no texts.
     """
+    if not len(encoded):
+        raise UserError("there are no texts to predict from; give at least one")
     shared = shared and len(encoded) >= processes.count() > 1
     own = processes.owned(range(len(encoded))) if shared else list(range(len(encoded)))
     training, device = model.training, next(model.parameters()).device
