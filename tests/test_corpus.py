@@ -16,7 +16,7 @@ from test_cli import make_checkpoint
 
 from tinylib import corpus, models, train
 from tinylib.checks.general import Ready
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 
 CLS, SEP = 101, 102
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -176,6 +176,30 @@ def test_a_second_call_maps_what_the_first_one_packed(tmp_path, base, monkeypatc
     renamed = path.rename(tmp_path / "renamed.txt")
     assert ids_of(corpus.load(renamed, base)["train"]) == ids_of(first["train"])
     assert len(models.products()) == 1
+
+
+@pytest.mark.parametrize("share", [0, 0.5, None], ids=["empty", "half", "missing"])
+def test_a_damaged_packed_corpus_is_packed_anew_with_a_note(tmp_path, base, cache, share):
+    path = write_txt(tmp_path / "a.txt", some_documents(60))
+    first = ids_of(corpus.load(path, base)["train"])
+    (file,) = cache.rglob("train.arrow")
+    file.unlink() if share is None else os.truncate(file, int(share * file.stat().st_size))
+    with pytest.warns(UserNote, match=r"train\.arrow in the cache is damaged or missing, so this result is made anew"):
+        again = corpus.load(path, base)["train"]
+    assert ids_of(again) == first
+
+
+@pytest.mark.parametrize("share", [0, 0.5], ids=["empty", "half"])
+def test_one_packed_before_the_cache_had_lists_is_named(tmp_path, base, cache, share):
+    path = write_txt(tmp_path / "a.txt", some_documents(60))
+    corpus.load(path, base)
+    (file,) = cache.rglob("train.arrow")
+    (file.parent / models.LIST).unlink()
+    corpus.load(path, base)
+    os.truncate(file, int(share * file.stat().st_size))
+    said = error_of(path, base)
+    assert f"the packed corpus {file} is damaged" in said
+    assert f"delete {file.parent}, and it is packed anew" in said
 
 
 @pytest.mark.parametrize("change", ["text", "length"])

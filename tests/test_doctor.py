@@ -360,19 +360,45 @@ def test_half_made_results_are_found_and_those_being_made_are_left_alone(cache):
 def test_results_that_are_not_whole_are_found(cache):
     def make(folder):
         save_file({"a": torch.ones(1000)}, folder / "model.safetensors")
+        (folder / "train.arrow").write_bytes(bytes(100))
 
-    whole, cut, bare, other = (models.product("teacher", {"seed": seed}, make) for seed in range(4))
+    def harm(seed, name, content):
+        (found[seed] / name).write_bytes(content)
+
+    found = [models.product("teacher", {"seed": seed}, make) for seed in range(7)]
     assert only(doctor.results).mark == FINE
-    os.truncate(cut / "model.safetensors", 1000)
-    (bare / "recipe.json").unlink()
-    shutil.copy(whole / "recipe.json", other)
+    os.truncate(found[1] / "model.safetensors", 1000)
+    (found[2] / "recipe.json").unlink()
+    shutil.copy(found[0] / "recipe.json", found[3])
+    os.truncate(found[4] / "train.arrow", 50)
+    harm(5, "train.arrow", bytes(99) + b"1")
+    (found[6] / models.LIST).unlink()  # made before there were lists
+    harm(6, "model.safetensors", (found[6] / "model.safetensors").read_bytes()[:1000])
+    named = ["model.safetensors", "recipe.json", "recipe.json", "train.arrow", "train.arrow", "model.safetensors"]
+    names = dict(enumerate(named, 1))
+    said = {seed: doctor._harmed(folder) for seed, folder in enumerate(found)}
+    assert said == names | {0: None}
     trouble, count = lines(doctor.results)
     assert trouble.mark == TROUBLE
-    assert trouble.text.startswith("3 results of lessons in the cache are not whole (")
-    assert all(str(path) in trouble.text for path in (cut / "model.safetensors", bare, other))
-    assert str(whole) not in trouble.text.replace(str(other), "")
-    assert trouble.text.endswith("delete them, and the lessons make them again")
-    assert count.text.startswith("results of lessons in the cache: 3")
+    places = sorted(f"{doctor.short(found[seed])}: {name}" for seed, name in names.items())
+    begin = f"6 results of lessons in the cache are not whole ({', '.join(places[:3])}, …)"
+    assert trouble.text == f"{begin}: delete these folders, and what is in them is made again when needed"
+    assert count.text.startswith("results of lessons in the cache: 6")
+    for seed in (4, 5):
+        shutil.rmtree(found[seed])
+    assert lines(doctor.results)[0].text.startswith("4 results")
+
+
+def test_a_result_that_a_run_takes_away_meanwhile_is_no_trouble(cache, monkeypatch):
+    folder = models.product("teacher", {"seed": 1}, lambda folder: (folder / "x").write_text("made"))
+    whole = models.sha256_of
+
+    def gone(path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return whole(path)
+
+    monkeypatch.setattr(models, "sha256_of", gone)
+    assert doctor._harmed(folder) is None
 
 
 # Internet

@@ -19,9 +19,10 @@ import time
 import zipfile
 
 import pytest
+import torch
 
 from tinylib import models
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 
 FILES = {"model.safetensors": b"\x08" + bytes(99_999), "config.json": b"{}", "vocab.txt": b"[PAD]\n[UNK]\n"}
 PINS = {
@@ -310,7 +311,7 @@ def test_a_result_is_made_once_for_each_recipe(cache):
     assert json.loads((folder / "recipe.json").read_text()) == {"seed": 1, "lr": 1e-4, "sizes": [1, 2]}
     found = models.products()
     assert [(p.kind, p.key) for p in found] == sorted(("teacher", f.name) for f in (folder, other))
-    assert found[0].bytes == 5 + (folder / "recipe.json").stat().st_size
+    assert found[0].bytes == 5 + sum((folder / name).stat().st_size for name in ("recipe.json", models.LIST))
 
 
 @pytest.mark.parametrize(
@@ -364,6 +365,108 @@ def test_a_kind_cannot_leave_the_cache(cache):
     assert "must be one word" in refusal(models.product, "../x", {}, count_and_write)
 
 
+# Results that are damaged after they were made
+
+
+def make_two(folder):
+    (folder / "part").mkdir()
+    (folder / "part" / "small").write_bytes(b"12345")
+    (folder / "large").write_bytes(bytes(200))
+
+
+def test_a_result_lists_its_files_with_their_sizes_and_the_sha256_of_all_but_the_large(cache, monkeypatch):
+    monkeypatch.setattr(models, "HASHED", 199)
+    folder = models.product("teacher", {"seed": 1}, make_two)
+    told = json.loads((folder / models.LIST).read_text())
+    assert told.keys() == {"part/small", "large", "recipe.json"}
+    assert told["part/small"] == [hashlib.sha256(b"12345").hexdigest(), 5]
+    assert told["large"] == ["", 200]
+    assert models.damaged_file(folder, thorough=True) is None
+
+
+def harm_of(name):
+    return {
+        "cut": lambda folder: os.truncate(folder / "large", 100),
+        "longer": lambda folder: (folder / "large").write_bytes(bytes(300)),
+        "empty": lambda folder: (folder / "part" / "small").write_bytes(b""),
+        "missing": lambda folder: (folder / "part" / "small").unlink(),
+        "no recipe": lambda folder: (folder / "recipe.json").unlink(),
+        "half a list": lambda folder: os.truncate(folder / models.LIST, 20),
+        "another list": lambda folder: (folder / models.LIST).write_text("[1]"),
+        "odd list": lambda folder: (folder / models.LIST).write_text('{"large": 200}'),
+    }[name]
+
+
+HARMS = ["cut", "longer", "empty", "missing", "no recipe", "half a list", "another list", "odd list"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_result_is_made_anew_with_a_note(cache, harm):
+    folder = models.product("teacher", {"seed": 1}, make_two)
+    harm_of(harm)(folder)
+    with pytest.warns(UserNote, match=f"{folder}.* in the cache is damaged or missing, so this result is made anew"):
+        assert models.product("teacher", {"seed": 1}, make_two) == folder
+    assert models.damaged_file(folder, thorough=True) is None
+    assert (folder / "large").read_bytes() == bytes(200)
+    models.product("teacher", {"seed": 1}, lambda _: pytest.fail("made again"))
+
+
+def test_a_changed_byte_is_found_by_a_thorough_look_only(cache):
+    folder = models.product("teacher", {"seed": 1}, make_two)
+    (folder / "part" / "small").write_bytes(b"12354")
+    assert models.damaged_file(folder) is None
+    assert models.damaged_file(folder, thorough=True) == folder / "part" / "small"
+
+
+def test_a_result_made_before_there_were_lists_and_one_with_more_files_are_taken(cache):
+    folder = models.product("teacher", {"seed": 1}, make_two)
+    (folder / "added").write_text("later")
+    models.product("teacher", {"seed": 1}, lambda _: pytest.fail("made again"))
+    (folder / models.LIST).unlink()
+    models.product("teacher", {"seed": 1}, lambda _: pytest.fail("made again"))
+    assert models.damaged_file(folder, thorough=True) is None
+
+
+def test_a_result_is_on_the_disk_before_it_has_its_name(cache, monkeypatch):
+    done, replace, sync = [], os.replace, models.sync
+    monkeypatch.setattr(models, "sync", lambda path: (done.append(path.name), sync(path)))
+    monkeypatch.setattr(models.os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
+    models.product("teacher", {"seed": 1}, make_two)
+    assert {"small", "large", "part", "recipe.json", models.LIST} <= set(done[: done.index("renamed")])
+    assert done[-1] == "teacher", "the folder that has the new name"
+
+
+def test_teacher_outputs_cut_off_before_there_were_lists_are_made_again(cache):
+    from test_distill import examples
+
+    from tinylib import layers
+    from tinylib.bert import Bert, BertConfig
+
+    config = BertConfig(99, 16, 2, 2, 32, 16, head="classification", labels=("a", "b"))
+    teacher, data = Bert(config, torch.Generator().manual_seed(0)).eval(), examples()
+    with layers.teacher_outputs(teacher, data, (0, 2), (2,), keep=True) as first:
+        wanted = first.batch([0, 1], 12, torch.device("cpu")).hidden_states
+    (folder,) = (cache / "products" / "teacher-outputs").glob("[!.]*")
+    (folder / models.LIST).unlink()
+    os.truncate(folder / "hidden.f16", 100)
+    with layers.teacher_outputs(teacher, data, (0, 2), (2,), keep=True) as again:
+        torch.testing.assert_close(again.batch([0, 1], 12, torch.device("cpu")).hidden_states, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("content", ["", '{"text": "a"}\n{"te', '{"text": "a"}\n'], ids=["empty", "half a line", "a line short"])
+def test_copies_cut_off_before_there_were_lists_are_a_sentence(cache, monkeypatch, content):
+    from tinylib import augment, course
+
+    def make(folder):
+        (folder / "copies.jsonl").write_text(content)
+
+    folder = models.product("augmented", {}, make)
+    monkeypatch.setattr(models, "product", lambda *_: folder)
+    prepared = course.Prepared({"train": ["a", "b"]}, None, {}, {}, ("x", "y"), "0", "films.csv")
+    sentence = refusal(course._copies, prepared, augment.AugmentSettings(copies=1), "masked-lm-6x384", 0)
+    assert sentence == f"{folder}/copies.jsonl is damaged; delete {folder}, and the copies are made anew"
+
+
 # Two processes, and one that is killed
 
 SLOW = """
@@ -406,7 +509,7 @@ def test_a_process_killed_in_the_middle_leaves_no_result_and_no_lock(cache, tmp_
     count_and_write.calls = 0
     folder = models.product("teacher", {"seed": 1}, count_and_write)
     assert left_in(cache / "products" / "teacher") == [folder.name]
-    assert sorted(path.name for path in folder.iterdir()) == ["recipe.json", "weights"]
+    assert sorted(path.name for path in folder.iterdir()) == [models.LIST, "recipe.json", "weights"]
 
 
 def test_what_another_process_is_making_need_not_be_waited_for(monkeypatch, tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tinylib import processes, sharing
 from tinylib.errors import UserError, UserNote
 from tinylib.history import History
+from tinylib.models import sync
 from tinylib.stored import first_line
 
 KEEP = 2  # checkpoints of a run: the newest, and those before it
@@ -41,6 +42,7 @@ class Checkpoint:
     ):  # fmt: skip
         self.path, self.model, self.optimizer, self.schedule, self.history = path, model, optimizer, schedule, history
         self.keep, self.plan = keep, plan
+        self.damaged: set[Path] = set()  # found as they were read: the next save writes over them
 
     def files(self) -> list[Path]:
         """Return the places of this run's checkpoints, the newest first, whether they are there or not."""
@@ -79,11 +81,11 @@ class Checkpoint:
             run = json.dumps(said)
             sums = {"sha256": _digest(tensors), "sha256_run": hashlib.sha256(run.encode()).hexdigest()}
             save_file(tensors, aside, metadata={"run": run} | sums)
-            _sync(aside)
+            sync(aside)
             self._age(finished)
             os.replace(aside, self.path)
             with contextlib.suppress(OSError):  # Windows opens no folders, and some network file systems sync none
-                _sync(self.path.parent)
+                sync(self.path.parent)
         except (OSError, SafetensorError) as error:  # safetensors passes a full disk on as its own error
             remedy = "free some space there, and go on from the last one"
             raise UserError(f"the checkpoint {self.path} cannot be written ({error}); {remedy}") from None
@@ -99,8 +101,9 @@ class Checkpoint:
                 older.unlink(missing_ok=True)
             return
         for newer, older in reversed(list(zip(files, files[1:], strict=False))):
-            if newer.exists():
+            if newer.exists() and newer not in self.damaged:  # a damaged one must not take a good one's place
                 os.replace(newer, older)
+        self.damaged.clear()
 
     def _random_states(self) -> dict[str, Tensor]:
         own = {"random": torch.get_rng_state()}
@@ -134,8 +137,9 @@ class Checkpoint:
                 tensors, said = _read(path)
                 own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
                 _check_fit(own, self.model.state_dict())
-            except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 trouble = trouble or (path, first_line(error))
+                self.damaged.add(path)
                 continue
             if trouble:
                 what = f"the checkpoint {trouble[0]} is damaged ({trouble[1]})"
@@ -220,16 +224,6 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system put a file, or a folder's list of files, onto the disk before anything else happens."""
-    with contextlib.suppress(PermissionError):  # Windows opens no folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _to_all(tensors: dict[str, Tensor], said: dict) -> tuple[dict[str, Tensor], dict]:

@@ -85,7 +85,15 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     recipe = {"files": [models.sha256_of(p) for p in paths], "tokenizer": vocabulary, "max_length": max_length, "format": 2}
     folder = models.product("corpus", recipe, lambda out: _pack(paths, tokenizer, max_length, out))
-    return {p: Corpus(hf.Dataset.from_file(str(folder / f"{p}.arrow")), tokenizer.pad_token_id or 0) for p in PARTS}
+    return {part: _mapped(folder / f"{part}.arrow", tokenizer.pad_token_id or 0) for part in PARTS}
+
+
+def _mapped(path: Path, pad_id: int) -> Corpus:
+    try:
+        return Corpus(hf.Dataset.from_file(str(path)), pad_id)
+    except Exception as error:  # pyarrow's kinds; only of a corpus that was packed when the cache had no lists of its files
+        remedy = f"delete {path.parent}, and it is packed anew"
+        raise UserError(f"the packed corpus {path} is damaged ({first_line(error)}); {remedy}") from None
 
 
 def files(source: str | Path) -> list[Path]:

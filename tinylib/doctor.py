@@ -254,32 +254,35 @@ def results() -> Iterator[Line]:
         else:
             why = "left by a process that was killed"
             yield Line(WARNING, f"half a result lies in {short(folder)}, {why}: delete that folder")
-    harmed = sorted({short(place) for folder in cache_folder().glob("products/*/[!.]*") if (place := _harmed(folder))})
+    places = [(folder, _harmed(folder)) for folder in sorted(cache_folder().glob("products/*/[!.]*"))]
+    harmed = [f"{short(folder)}: {file}" for folder, file in places if file]
     if harmed:
-        what = f"{len(harmed)} results of lessons in the cache are not whole ({', '.join(harmed[:3])})"
-        yield Line(TROUBLE, f"{what}: delete them, and the lessons make them again")
+        what = f"{len(harmed)} results of lessons in the cache are not whole ({', '.join(harmed[:3])}{', …' * (len(harmed) > 3)})"
+        yield Line(TROUBLE, f"{what}: delete these folders, and what is in them is made again when needed")
     sizes = [product.bytes for product in products()]
     yield Line(FINE, f"results of lessons in the cache: {len(sizes)}, {sum(sizes) / 1e6:.0f} MB")
 
 
-def _harmed(folder: Path) -> Path | None:
-    """Return the place of the damage in a result of the cache, or None: no recipe, or another's, or a file that lost its end."""
-    from tinylib.models import product_key
+def _harmed(folder: Path) -> str | None:
+    """Return the name of a damaged file in a result of the cache, or None: it has changed or tells another recipe."""
+    from tinylib.models import damaged_file, product_key
     from tinylib.stored import read_json, tensor_names
 
     if not folder.is_dir():
         return None
+    bad = damaged_file(folder, thorough=True)
     try:
         if product_key(read_json(folder / "recipe.json")) != folder.name:
-            return folder
+            bad = bad or folder / "recipe.json"
     except (OSError, UserError):
-        return folder
-    for file in sorted(folder.rglob("*.safetensors")):
+        bad = bad or folder / "recipe.json"
+    for file in () if bad else sorted(folder.rglob("*.safetensors")):  # of a result without a list of its files
         try:
             tensor_names(file)  # the header says how long the file must be
         except UserError:
-            return file
-    return None
+            bad = file
+            break
+    return bad.relative_to(folder).as_posix() if bad and folder.is_dir() else None  # a run may take its own away meanwhile
 
 
 def _is_being_made(folder: Path) -> bool:

