@@ -331,6 +331,10 @@ def teacher_outputs(
         except FileNotFoundError:  # another run of this key has just ended and taken it away
             if not again:
                 raise
+        except ValueError:  # cut off, and made when the cache had no lists of its files
+            _take_away(folder)
+            if not again:
+                raise
     if (said := folder / TeacherOutputs.LOGITS).is_file():  # small, and wanted when the rest is gone
         with contextlib.suppress(UserError, FileNotFoundError):  # nor needed: they can be computed again
             _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
