@@ -32,7 +32,7 @@ from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
 from tinylib.paging import forget_pages, release_freed_memory
 from tinylib.rowwise import Format, format_of
-from tinylib.stored import read_tensors
+from tinylib.stored import read_json, read_tensors
 from tinylib.student import automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
@@ -340,16 +340,32 @@ def teacher_outputs(
             _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
     yield outputs
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
-        _take_away(folder)
+        _drop(recipe)
 
 
 def drop_outputs(
     teacher: Teacher, examples: Examples, hidden: Sequence[int], scores: Sequence[int], relations: Sequence[int] = (),
     heads: int | None = None, dtype: str = "float16",
 ) -> None:  # fmt: skip
-    """Delete what ``teacher_outputs`` has left in the cache for a run that stopped, and that needs it no more."""
-    recipe = _outputs_recipe(teacher, examples, (tuple(hidden), tuple(scores), tuple(relations)), heads, dtype)
-    _take_away(models.cache_folder() / "products" / "teacher-outputs" / models.product_key(recipe))
+    """Delete what ``teacher_outputs`` has left in the cache for a run that stopped, and that needs it no more.
+
+    What it left when the run had another number of processes goes too.
+    """
+    _drop(_outputs_recipe(teacher, examples, (tuple(hidden), tuple(scores), tuple(relations)), heads, dtype))
+
+
+def _drop(recipe: dict) -> None:
+    """Delete the outputs of this recipe, and the shares of them that another number of processes has left; none is an error."""
+    cache = models.cache_folder() / "products" / "teacher-outputs"
+    _take_away(cache / models.product_key(recipe))
+    own = json.loads(json.dumps(recipe))  # as it reads after having been stored
+    _, count = own.pop("process", (0, 1))
+    for file in cache.glob("[!.]*/recipe.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # taken away meanwhile, or damaged: nothing to compare
+            other = read_json(file)
+            _, others = other.pop("process", (0, 1))  # of this number, each process deletes its own
+            if other == own and others != count:
+                _take_away(file.parent)
 
 
 def _outputs_recipe(teacher: Teacher, examples: Examples, layers: tuple, heads: int | None, dtype: str) -> dict:

@@ -11,21 +11,49 @@ from datetime import timedelta
 from tinylib.errors import UserError
 
 PATIENCE = timedelta(hours=12)  # that one process may wait for another: making a cache can take hours
+REMEDY = "unset WORLD_SIZE to run one process, or start several with torchrun or accelerate launch --multi_gpu, which set it"
 
 
 def count() -> int:
-    """Return the number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of processes of this run; raises UserError as ``_told`` does."""
+    return _told()[1]
 
 
 def index() -> int:
-    """Return this process's number, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    """Return this process's number, from 0; raises UserError as ``_told`` does."""
+    return _told()[0]
+
+
+def _told() -> tuple[int, int]:
+    """Return what the environment says: this process's number and how many there are.
+
+    Raises UserError where it makes no sense: a WORLD_SIZE that is no number, or that stands there without what a launcher sets
+    beside it (a pod's environment may hold one), or a RANK that is none of the run's.
+    """
+    said = os.environ.get("WORLD_SIZE", "1")
+    if said == "1":
+        return 0, 1
+    if not _is_number(said) or int(said) < 1:
+        raise UserError(f"WORLD_SIZE={said!r} is no number of processes; {REMEDY}")
+    missing = [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE={said} means several processes, but there is no {' and no '.join(missing)}; {REMEDY}")
+    rank = os.environ["RANK"]
+    if not _is_number(rank) or int(rank) >= int(said):
+        raise UserError(f"RANK={rank!r} is none of the numbers from 0 that WORLD_SIZE={said} processes have; {REMEDY}")
+    return int(rank), int(said)
+
+
+def _is_number(said: str) -> bool:
+    return said.isascii() and said.isdigit()
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes and speaks."""
-    return index() == 0
+    """Tell whether this process is the one that writes and speaks; where the environment is wrong, each one may say so."""
+    try:
+        return index() == 0
+    except UserError:
+        return True
 
 
 def start() -> None:
@@ -38,11 +66,11 @@ def start() -> None:
         from accelerate.state import PartialState
 
         cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
-        if cpu:  # what accelerate launch --cpu sets; torchrun does not
+        if cpu:  # a launcher of several processes leaves it unset; accelerate launch --cpu, which sets it, starts one process
             os.environ["ACCELERATE_USE_CPU"] = "true"
         found = PartialState(cpu=cpu, timeout=PATIENCE).num_processes
         if found != count():
-            raise UserError(f"WORLD_SIZE={count()}, but Accelerate found {found} processes; start them with accelerate launch")
+            raise UserError(f"WORLD_SIZE={count()}, but Accelerate found {found}; {REMEDY}")
 
 
 def stop() -> None:
@@ -67,4 +95,5 @@ def owned(rows: Sequence[int]) -> list[int]:
 
     So a process reads the same share of the data all along and keeps the teacher's outputs of that share only.
     """
-    return [row for row in rows if row % count() == index()] if count() > 1 else list(rows)
+    own, processes = _told()
+    return [row for row in rows if row % processes == own] if processes > 1 else list(rows)
