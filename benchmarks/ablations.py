@@ -99,10 +99,6 @@ def variants(full: Settings) -> dict[str, Variant]:
             {"weights": replace(w, hidden=0.0, attention=0.0)}, distilled, "without Transformer losses"
         ),
         "random start, without attention loss": Variant({"start": "random", "weights": replace(w, attention=0.0)}, distilled),
-        "random start, without embedding loss": Variant({"start": "random", "weights": replace(w, embedding=0.0)}, distilled),
-        "random start, a hundredth of the attention loss": Variant(
-            {"start": "random", "weights": replace(w, attention=0.01)}, distilled
-        ),
         "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}, distilled, "top mapping"),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}, distilled, "bottom mapping"),
         "attention probabilities": Variant({"weights": replace(w, attention_on="probabilities")}, distilled),

@@ -15,12 +15,12 @@ REMEDY = "unset WORLD_SIZE to run one process, or start several with torchrun or
 
 
 def count() -> int:
-    """Return the number of processes of this run; raises UserError as ``_told`` does."""
+    """Return the number of processes of this run; raises UserError for an environment that makes no sense."""
     return _told()[1]
 
 
 def index() -> int:
-    """Return this process's number, from 0; raises UserError as ``_told`` does."""
+    """Return this process's number, from 0; raises UserError as ``count`` does."""
     return _told()[0]
 
 
