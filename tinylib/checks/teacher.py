@@ -11,6 +11,7 @@ from tinylib.checks.core import Wrong, call, check, compare, generator
 from tinylib.checks.start import number
 
 RESAMPLES = 2000
+FEW = 20
 
 
 @check("cross_entropy_gradient")
@@ -197,14 +198,16 @@ def bootstrap_interval(attempt) -> None:
         low, high = runs[0]
         if low > high:
             raise Wrong("The interval is upside down: return the low end first.")
-        if runs[0] != runs[1]:
+        # Of many draws two unlike runs may end in the same shares, which step by 1/N; of few they hardly ever do.
+        few = [[_two(call(attempt, right, FEW, level, generator(s))) for s in range(5)] for _ in range(2)]
+        if runs[0] != runs[1] or few[0] != few[1]:
             raise Wrong("Two calls with the same generator differ: hand generator=generator to the random function.")
         if high - low < 1e-9:
             raise Wrong(
                 "The interval has no width: draw *with* replacement. A permutation has the same mean each time."
             )
         _judge(*(sum(ends) / 3 for ends in zip(*runs[1:], strict=True)), N, share, level)
-        moved = moved or len(set(runs)) > 1  # one setting may give the same shares by chance, not all three
+        moved = moved or len(set(runs)) > 1 or len(set(few[0])) > 1
     if not moved:
         raise Wrong(
             "Another generator gives the very same interval: draw with it; a formula or a fixed seed is no bootstrap."
