@@ -1,6 +1,7 @@
 """What each of one or two processes runs for test_processes.py: ``python several.py FOLDER``; the main one writes into FOLDER.
 
-Two processes leave a run that was stopped behind, and one process goes on with it.
+Two processes leave a run that was stopped behind, and one process goes on with it and leaves one of its own, with which two go
+on: ``python several.py FOLDER again``.
 """
 
 import shutil
@@ -58,15 +59,19 @@ def run(name: str, kind: str, dtype: torch.dtype, checkpoint: Path | None = None
 
 
 torch.set_num_threads(1)
+if sys.argv[2:] == ["again"]:
+    run("turned", "scores", torch.float64, FOLDER / "own-1.safetensors")
+    processes.stop()
+    sys.exit()
 for kind in ("labels", "scores", "values"):
     run(kind, kind, torch.float64)
 run("float32", "scores", torch.float32)
+own = FOLDER / f"own-{COUNT}.safetensors"
+try:
+    run("never", "scores", torch.float64, own, kill)
+except Killed:
+    processes.wait()
 if COUNT == 2:
-    own = FOLDER / "own.safetensors"
-    try:
-        run("never", "scores", torch.float64, own, kill)
-    except Killed:
-        processes.wait()
     if processes.is_main():
         shutil.copy(own, LEFT)
     processes.wait()

@@ -44,6 +44,58 @@ def place(tmp_path_factory):
     return folder
 
 
+def in_parts(folder) -> dict:
+    """Cut a checkpoint's weights into two files with an index, as the hub has large ones; return the index."""
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(whole)
+    placed = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{i:05}-of-00002.safetensors"
+        save_file({name: whole[name] for name in part}, folder / file)
+        placed |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_a_checkpoint_in_parts_is_the_same_model(place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    in_parts(tmp_path / "model")
+    one, two = Bert.from_pretrained(place / "model"), Bert.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda index: index["weight_map"].update({QUERY: "../model.safetensors"}), "does not name the .safetensors files of"),
+        (lambda index: index["weight_map"].update({QUERY: "/etc/passwd"}), "does not name the .safetensors files of"),
+        (lambda index: index["weight_map"].update({QUERY: 7}), "does not name the .safetensors files of"),
+        (lambda index: index.update(weight_map=[]), "does not name the .safetensors files of"),
+        (lambda index: index.pop("weight_map"), "does not name the .safetensors files of"),
+        (lambda index: index["weight_map"].update({QUERY: "model-9.safetensors"}), "model-9.safetensors is missing, though"),
+    ],
+)
+def test_an_index_that_names_no_parts_of_its_folder_is_a_sentence(place, tmp_path, changed, says):
+    shutil.copytree(place / "model", tmp_path / "model")
+    index = in_parts(tmp_path / "model")
+    changed(index)
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=says) as error:
+        Bert.from_pretrained(tmp_path / "model")
+    assert str(error.value).endswith("copy the checkpoint again")
+
+
+def test_weights_that_the_memory_is_too_small_for_are_not_called_damaged(place, monkeypatch):
+    def full(path):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("tinylib.stored.load_file", full)
+    with pytest.raises(UserError, match="the memory is full: .* needs 0 MB of it; close what else runs, or take a smaller model"):
+        Bert.from_pretrained(place / "model")
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

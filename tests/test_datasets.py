@@ -224,10 +224,10 @@ def glue_like(task: str, hidden: bool = True) -> datasets.hf.DatasetDict:
 @pytest.mark.parametrize("task", sorted(datasets.GLUE_COLUMNS))
 def test_glue_columns_are_renamed_and_validation_becomes_test(monkeypatch, task):
     asked = []
-    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: asked.append(args) or glue_like(task))
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args, revision: asked.append((*args, revision)) or glue_like(task))
     monkeypatch.setattr(datasets, "hub_answers", lambda: True)
     data = datasets.load(f"glue/{task}")
-    assert asked == [("nyu-mll/glue", task)]
+    assert asked == [("nyu-mll/glue", task, datasets.GLUE_REVISION)]
     pair = len(datasets.GLUE_COLUMNS[task]) == 2
     assert data["train"].column_names == (["text", "text_pair", "label"] if pair else ["text", "label"])
     assert {name: len(part) for name, part in data.items()} == {"train": 36, "validation": 4, "test": 8}
@@ -236,7 +236,7 @@ def test_glue_columns_are_renamed_and_validation_becomes_test(monkeypatch, task)
 
 
 def test_the_other_half_of_mnli_is_a_name_of_its_own(monkeypatch):
-    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: {("nyu-mll/glue", "mnli"): glue_like("mnli")}[args])
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args, **more: {("nyu-mll/glue", "mnli"): glue_like("mnli")}[args])
     monkeypatch.setattr(datasets, "hub_answers", lambda: True)
     one, other = datasets.load("glue/mnli"), datasets.load("glue/mnli_mismatched")
     assert one["train"].to_dict() == other["train"].to_dict()

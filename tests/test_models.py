@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -199,7 +200,8 @@ def hub():
             if content is None:
                 self.send_header("X-Error-Code", trouble)
             self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
-            self.send_header("X-Repo-Commit", self.commit)
+            named = re.search(r"\b[0-9a-f]{40}\b", self.path)  # as the hub does, a commit's files are that commit's
+            self.send_header("X-Repo-Commit", named[0] if named else self.commit)
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
             if self.command == "GET":
@@ -249,6 +251,7 @@ def test_a_hub_name_gives_safetensors_and_never_bin(cache, hub):
     hub.files["a/old"] = {"config.json": b"{}", "pytorch_model.bin": b"x"}
     code = """
 import os
+import re
 print(sorted(os.listdir(models.resolve("a/good"))))
 for name in ("a/old", "a/none"):
     try: models.resolve(name)
@@ -261,6 +264,21 @@ for name in ("a/old", "a/none"):
     assert old.startswith("a/old has no model.safetensors: other weights (.bin) are refused")
     assert none.startswith("a/none is no folder here, none of minilm-l6, tiny, and the hub has no such model")
     assert not any(".bin" in path or ".onnx" in path for path in hub.asked)
+
+
+def test_a_hub_model_s_revision_is_the_pinned_one_or_the_one_asked_for(cache, hub):
+    pinned = "google-bert/bert-base-uncased"
+    hub.files[pinned] = hub.files["a/good"] = FILES
+    code = f"""
+for name in ("{pinned}", "a/good@v1.0", "a/good"):
+    print(models.revision_of(name), models.revision_of(models.resolve(name)), models.revision_of("tiny"))
+"""
+    out, said = ask(code, hub)
+    commit = models.REVISIONS[pinned]
+    assert out.splitlines() == [f"{sha} None None" for sha in (commit, hub.commit, hub.commit)], said
+    assert any(path.startswith(f"/{pinned}/resolve/{commit}/") for path in hub.asked)
+    asked = [path for path in hub.asked if path.startswith("/api/models/a/good")]
+    assert any("/revision/v1.0" in path for path in asked)
 
 
 def test_a_silent_hub_costs_little_time(monkeypatch):

@@ -26,11 +26,11 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give what two processes wrote, and one process after them."""
+    """Give what two processes wrote, one process after them, and two that go on with what the one has left."""
     folder = tmp_path_factory.mktemp("several")
     path = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
-    for launch in (LAUNCH, [sys.executable]):
-        command = [*launch, str(HERE / "several.py"), str(folder)]
+    for launch, more in ((LAUNCH, []), ([sys.executable], []), (LAUNCH, ["again"])):
+        command = [*launch, str(HERE / "several.py"), str(folder), *more]
         done = subprocess.run(command, capture_output=True, text=True, env=CHILD | path, cwd=folder, timeout=400)
         assert done.returncode == 0, done.stderr
     return folder
@@ -54,11 +54,11 @@ def test_two_processes_in_float32_differ_by_rounding_only(folder):
     assert largest_difference(one, two) < 1e-5
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_two_processes_began_one_or_two_go_on_with(folder, count):
-    whole, again = load_file(folder / "scores-1.safetensors"), load_file(folder / f"resumed-{count}.safetensors")
+@pytest.mark.parametrize(("began", "name"), [(2, "resumed-1"), (2, "resumed-2"), (1, "turned-2")])
+def test_what_one_or_two_processes_began_another_number_goes_on_with(folder, began, name):
+    whole, again = load_file(folder / "scores-1.safetensors"), load_file(folder / f"{name}.safetensors")
     assert largest_difference(whole, again) < 1e-8
-    assert not (folder / "never-2.safetensors").exists(), "it was stopped on the way"
+    assert not (folder / f"never-{began}.safetensors").exists(), "it was stopped on the way"
 
 
 # The command line

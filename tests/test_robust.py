@@ -395,6 +395,43 @@ def test_a_text_that_alone_is_too_long_for_the_memory_is_an_error():
     assert [re.search(r"going on with (\d)", note)[1] for note in said] == ["4", "2", "1"]
 
 
+def with_room_for(texts: int, own) -> list[int]:
+    """Have a model find the memory full at more texts than so many; return the list of the numbers that it was asked for."""
+    asked = []
+
+    def full(_, inputs):
+        asked.append(len(inputs[0]))
+        if len(inputs[0]) > texts:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    own.register_forward_pre_hook(full)
+    return asked
+
+
+def test_predictions_halve_a_batch_that_the_memory_is_too_small_for():
+    own, data = model().eval(), examples(21)
+    wanted = train.predict(own, data.encoded, batch_size=16)
+    asked = with_room_for(3, own)
+    torch.testing.assert_close(train.predict(own, data.encoded, batch_size=16), wanted)
+    assert asked == [16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2, 5, 3, 2]
+    with_room_for(0, own)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        train.predict(own, data.encoded)
+
+
+def test_the_teacher_s_outputs_halve_a_batch_that_the_memory_is_too_small_for():
+    teacher, data = model().eval(), examples(21)
+    wanted = distill.TeacherOutputs(teacher, data, (0, 2), (1, 2))
+    asked = with_room_for(6, teacher)
+    found = distill.TeacherOutputs(teacher, data, (0, 2), (1, 2))
+    assert asked == [21, 11, 6, 5, 10, 5, 5]
+    for rows in ([0, 5, 20], list(range(21))):
+        one, two = (outputs.batch(rows, 12, torch.device("cpu")) for outputs in (wanted, found))
+        for kind in ("hidden_states", "scores"):
+            for layer, states in getattr(one, kind).items():
+                torch.testing.assert_close(getattr(two, kind)[layer], states, atol=2e-3, rtol=2e-3)  # float16's last digit
+
+
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_a_batch_in_parts_is_the_batch(parts):
     """Sizes that parts of unequal lengths must not change: the losses, and the weights after them."""

@@ -307,6 +307,8 @@ def test_a_card_of_stage_1_shows_names_as_they_are():
     card = {
         "made_from": NASTY + "\n# mine", "command": "tinylib general\n\n<script>alert(1)</script>", "machine": "m", "seconds": 1,
         "settings": settings, "corpus_tokens": 1, "corpus": {NASTY: "0"}, "validation": [{"step": 1, "hidden 1": 0.5}],
+        "licence": "unknown", "parameters": 1, "bytes": 1,
+        "latency": {"median_ms": 1.0, "p95_ms": 1.0, "repeats": 1, "tokens": 1, "device": "cpu", "threads": 1},
     }  # fmt: skip
     shown = general.card_text(card)
     code = [line for line in shown.splitlines() if line.startswith("    ")]

@@ -549,6 +549,31 @@ def test_bfloat16_trains_in_it_and_leaves_the_model_as_it_was(bfloat16, tmp_path
     assert own(*(batches.dataset.collate([0, 1])[name] for name in ("ids", "mask"))).logits.dtype == torch.float32
 
 
+def test_a_checkpoint_keeps_the_scale_of_float16_s_loss(tmp_path):
+    """Accelerate makes a scaler on GPUs only; torch has one for CPUs too, and what is kept of both is the same."""
+
+    def state(scaler):
+        own = model()
+        optimizer = train.adamw(own, 1e-3)
+        schedule = train.linear_schedule(optimizer, 4, 0.0)
+        return train.Checkpoint(tmp_path / "run.safetensors", own, optimizer, schedule, train.History(), scaler=scaler)
+
+    one, two = (torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3) for scale in (8.0, 2.0))
+    optimizer = torch.optim.SGD(model().parameters(), lr=1e-3)
+    for bad in (False, True, False):  # a gradient that overflows halves the scale; the steps since are counted too
+        gradients = [torch.full_like(p, float("inf") if bad else 1.0) for p in optimizer.param_groups[0]["params"]]
+        one.scale(torch.zeros(()))  # begins the scale
+        for p, gradient in zip(optimizer.param_groups[0]["params"], gradients, strict=True):
+            p.grad = gradient
+        one.step(optimizer)
+        one.update()
+    assert (one.get_scale(), one.state_dict()["_growth_tracker"]) == (4.0, 1)
+    state(one).save(3)
+    assert state(two).load() == 3
+    assert two.state_dict() == one.state_dict()
+    assert state(None).load() == 3
+
+
 def test_a_bfloat16_run_resumes_to_the_same_weights(bfloat16, tmp_path):
     class Stop(Exception):
         pass

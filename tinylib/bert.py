@@ -352,11 +352,11 @@ def read_config(folder: Path) -> dict:
         raise UserError(f"{folder} has no config.json; name the folder of a Hugging Face checkpoint") from None
 
 
-def weights_file(folder: Path, shards: bool = False) -> Path:
-    """Return the path of a checkpoint's safetensors file, with ``shards`` also that of the index of several; UserError without."""
+def weights_files(folder: Path) -> list[Path]:
+    """Return a checkpoint's safetensors files: one, or the parts that an index names; raise UserError where one is missing."""
     path, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if shards and index.exists() and not path.exists():
-        return index
+    if index.exists() and not path.exists():
+        return _parts(folder, index)
     if not path.exists():
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         remedy = (
@@ -365,8 +365,20 @@ def weights_file(folder: Path, shards: bool = False) -> Path:
             else "copy the checkpoint again"
         )
         raise UserError(f"{folder} has no model.safetensors; {remedy}")
-    return path
+    return [path]
+
+
+def _parts(folder: Path, index: Path) -> list[Path]:
+    named = read_json(index).get("weight_map")
+    files = sorted({*named.values()}, key=str) if isinstance(named, dict) and named else [None]
+    # an index may come from anybody: a name of another folder's file is no part of this checkpoint
+    if not all(isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file) for file in files):
+        raise UserError(f"{index} does not name the .safetensors files of this folder; copy the checkpoint again")
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder / file} is missing, though {index.name} names it; copy the checkpoint again")
+    return [folder / file for file in files]
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    return read_tensors(weights_file(folder))
+    return {name: tensor for file in weights_files(folder) for name, tensor in read_tensors(file).items()}

@@ -92,23 +92,23 @@ def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str,
     ``name``: the folder's; ``source``: the model that it was made of, as it was given; ``report``: what metrics.json holds;
     ``given``: the command's options; ``own_heads``: whether it has heads as no BERT of transformers' has them.
     """
-    licence = licence_of(models.resolve(source))
+    licence, revision = licence_of(models.resolve(source)), models.revision_of(source)
     scores = "pearson" in report
-    made = f"{TITLES[kind]} {plain(source)}, on the data {plain(given['data'])}"
+    made = f"{TITLES[kind]} {plain(source)}{f' (revision {revision})' if revision else ''}, on the data {plain(given['data'])}"
     words = "a regression: it gives each text a score" if scores else f"a classifier of {len(report['labels'])} labels"
     parts = [
-        f"---\n{_front_matter(name, kind, source, report, given, licence)}---",
+        f"---\n{_front_matter(name, kind, source, report, given, licence, own_heads)}---",
         f"# {plain(name)}",
         f"An encoder {made}, by tinylib {plain(report['tinylib'])}; {words}.",
         _measured(report),
-        _size(report),
+        size(report),
         _data(report, given),
         "## How it was made",
         _shown(command(kind, given)),
         table(["setting", "value"], [[option, value] for option, value in report["settings"].items() if value is not None]),
         _use(scores, own_heads),
         "## Licence",
-        f"{_licence_sentence(licence, source)} The data may have terms of its own.",
+        f"{licence_sentence(licence, source)} The data may have terms of its own.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -126,21 +126,34 @@ def _own_heads(folder: Path) -> bool:
     return width is not None and width * told["num_attention_heads"] != told["hidden_size"]
 
 
-def _front_matter(name: str, kind: str, source: str, report: Mapping, given: Mapping, licence: str) -> str:
+def _front_matter(
+    name: str, kind: str, source: str, report: Mapping, given: Mapping, licence: str, own_heads: bool
+) -> str:  # fmt: skip
     figure = "pearson" if "pearson" in report else "accuracy"
-    # the hub links a base model by its name there; a folder has none
-    hub = source in models.SHIPPED or (re.fullmatch(r"[\w.\-]+/[\w.\-]+", source) and not Path(source).exists())
-    base = models.SHIPPED[source].hub if source in models.SHIPPED else source
     result = EvalResult(
         task_type="text-classification", dataset_type="text-classification", dataset_name=_named(given["data"]),
         dataset_split=report["split"], metric_type="pearsonr" if figure == "pearson" else figure, metric_value=report[figure],
     )  # fmt: skip
-    data = ModelCardData(
-        license=licence, library_name="transformers", pipeline_tag="text-classification", base_model=base if hub else None,
-        tags=["tinylib", {"teach": "fine-tuned", "distill": "knowledge-distillation", "prune": "pruned"}[kind]],
+    tag = {"teach": "fine-tuned", "distill": "knowledge-distillation", "prune": "pruned"}[kind]
+    return front(
+        licence, source, [tag], pipeline_tag="text-classification",
         metrics=[result.metric_type], model_name=_named(name), eval_results=[result],
+        library_name=None if own_heads else "transformers",  # which loads none of these
     )  # fmt: skip
-    return data.to_yaml() + "\n"
+
+
+def front(licence: str, source: str, tags: list[str], **more) -> str:
+    """Return a card's front matter in YAML, without the lines around it; ``more`` goes to ``huggingface_hub.ModelCardData``.
+
+    ``source``: the model that it was made of, as it was given.
+    """
+    # the hub links a base model by its name there; a folder has none
+    hub = re.fullmatch(r"([\w.\-]+/[\w.\-]+)(@\S+)?", source)
+    base = hub[1] if hub and not Path(source).exists() else None
+    if source in models.SHIPPED:
+        base = models.SHIPPED[source].hub
+    more = {"library_name": "transformers"} | more
+    return ModelCardData(license=licence, base_model=base, tags=["tinylib", *tags], **more).to_yaml() + "\n"
 
 
 def _named(text: object) -> str:
@@ -161,7 +174,8 @@ def _measured(report: Mapping) -> str:
     return f"{told}\n\n{table(['figure', 'value', '95 % interval (bootstrap over texts)'], rows)}"
 
 
-def _size(report: Mapping) -> str:
+def size(report: Mapping) -> str:
+    """Return the part of a card that tells parameters, bytes and latency (``measure.Measured.report``)."""
     time = report["latency"]
     rows = [["parameters", f"{report['parameters']:,}"], ["file", f"{report['bytes']:,} bytes"]]
     if "bytes_compressed" in report:
@@ -207,7 +221,8 @@ def _use(scores: bool, own_heads: bool) -> str:
     return f"## How to use it\n\n{before}{code}{said}"
 
 
-def _licence_sentence(licence: str, source: str) -> str:
+def licence_sentence(licence: str, source: str) -> str:
+    """Return what a card says of a licence, one that ``licence_of`` has found."""
     if licence == UNKNOWN:
         return f"unknown: see the model that it was made of, {plain(source)}."
     return f"{plain(licence)}, as the model that it was made of, {plain(source)}."

@@ -30,7 +30,8 @@ STALE = 3600  # seconds after which a half-written file is taken for one that a 
 
 
 class Checkpoint:
-    """The state of a run: model, AdamW's moments, random states and, as JSON in the header, step, schedule and history.
+    """The state of a run: model, AdamW's moments, random states and, as JSON in the header, step, schedule, history and, of a
+    run in float16, the scale of its loss.
 
     In a run of several processes the main one reads and writes for all of them; a run may go on with another number of
     processes, whose dropout is then drawn anew.
@@ -39,9 +40,10 @@ class Checkpoint:
     def __init__(
         self, path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler, history: History, keep: int = KEEP, plan: dict | None = None,
+        scaler: torch.amp.GradScaler | None = None,
     ):  # fmt: skip
         self.path, self.model, self.optimizer, self.schedule, self.history = path, model, optimizer, schedule, history
-        self.keep, self.plan = keep, plan
+        self.keep, self.plan, self.scaler = keep, plan, scaler
         self.damaged: set[Path] = set()  # found as they were read: the next save writes over them
 
     def files(self) -> list[Path]:
@@ -67,7 +69,10 @@ class Checkpoint:
             moments_of = {} if finished else self.optimizer.state_dict()["state"]
             for index, moments in moments_of.items():
                 tensors |= {f"optimizer.{index}.{n}": t for n, t in moments.items()}
-            self._write(tensors | random, {"step": step, "plan": self.plan} | asdict(self.history), finished)
+            said = {"step": step, "plan": self.plan} | asdict(self.history)
+            if self.scaler:  # float16's: by how much it scales the loss, and since when
+                said["scaler"] = self.scaler.state_dict()
+            self._write(tensors | random, said, finished)
         processes.wait()
 
     def _write(self, tensors: dict[str, Tensor], said: dict, finished: bool) -> None:
@@ -164,6 +169,8 @@ class Checkpoint:
             warnings.simplefilter("ignore")  # torch misses the optimiser's steps, which were taken before
             for _ in range(said["step"]):
                 self.schedule.step()
+        if self.scaler and said.get("scaler"):
+            self.scaler.load_state_dict(said["scaler"])
         self._restore_random(tensors, said["step"])
         for name in ("losses", "measured", "seconds"):
             setattr(self.history, name, said[name])
@@ -201,7 +208,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError("its content is not what was written")
     if type(said["step"]) is not int or not 0 <= said["step"] < 2**31 or not isinstance(tensors["random"], Tensor):
         raise ValueError("it has no step")
-    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")} | {"plan": said.get("plan")}
+    kept = {name: said.get(name) for name in ("plan", "scaler")}  # not in every checkpoint
+    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")} | kept
 
 
 def _check_fit(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:

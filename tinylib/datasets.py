@@ -34,6 +34,7 @@ FINGERPRINTS = {
     "questions": "49dfccf52e6fbd6c2909ed6d906128e31b6ab7feb03c7fd41a69832dbba25092",
     "inference": "2cfe2d3ed7e922534a9e72c09dd4980416cf5ca8a86055433815d1afbb4a4e31",
 }
+GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # the commit of nyu-mll/glue on the hub: the same texts whenever fetched
 SCORE = "score"  # the one name of a regression's labels, where classes have theirs
 REPEATED = 0.2  # of a folder's test texts; with more of them in train as well, no figure would mean anything
 # MNLI has two validation splits, of the training texts' genres and of others; "mnli" is judged by the first.
@@ -329,7 +330,7 @@ def _load_glue(task: str, seed: int) -> DatasetDict:
     task, half = FROM_HALF.get(task, (task, "matched"))
     try:
         with _local_copies_only_if_offline():
-            hub_data = hf.load_dataset("nyu-mll/glue", task)
+            hub_data = hf.load_dataset("nyu-mll/glue", task, revision=GLUE_REVISION)
     except Exception as error:  # the hub's client raises many kinds; each means that the data did not come
         raise UserError(
             f"glue/{task} could not be loaded from the Hugging Face hub ({type(error).__name__}): check the "

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from tinylib import bert
-from tinylib.bert import weights_file
+from tinylib.bert import weights_files
 from tinylib.config import MOST
 from tinylib.errors import UserError
-from tinylib.stored import check_depth, check_new, first_line, read_json, tensor_names
+from tinylib.stored import check_depth, check_new, first_line, tensor_names
 
 
 def read_config(folder: Path):
@@ -39,19 +39,14 @@ def _check_claims(folder: Path, told) -> None:
     """Refuse a config.json that asks for more than the weights' files can hold, before transformers builds the model."""
     from transformers import AutoModel
 
-    where, weights = str(folder / "config.json"), weights_file(folder, shards=True)
+    where, files = str(folder / "config.json"), weights_files(folder)
     built = told.architectures or [""]
     if not (isinstance(built, list) and isinstance(built[0], str)):
         raise UserError(f"{where}: architectures={built!r} must be a list of names; copy the checkpoint again")
     for name, value in told.to_dict().items():
         if isinstance(value, int) and abs(value) > MOST and not name.endswith("_id"):
             raise UserError(f"{where}: {name}={value} must be at most {MOST:,}; copy the checkpoint again")
-    if weights.suffix == ".json":
-        index = read_json(weights).get("weight_map")
-        names = set(index) if isinstance(index, dict) else set()
-        files = list(folder.glob("*.safetensors"))
-    else:
-        names, files = tensor_names(weights), [weights]
+    names = {name for file in files for name in tensor_names(file)}
     # each of ALBERT's layers runs the same weights
     depth = getattr(told, "num_hidden_layers", 0)
     check_depth(where, depth if type(depth) is int else MOST, range(1000) if told.model_type == "albert" else names)

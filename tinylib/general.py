@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinylib import cards, models
+from tinylib import cards, measure, models
 from tinylib import corpus as corpora
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
@@ -142,7 +142,11 @@ def save(result: Result, teacher: Teacher, folder: Path, card: dict) -> None:
     bare.save_pretrained(folder, dtype=torch.float16)
     maps = {f"{m}": linear.weight.detach().cpu().half() for m, linear in enumerate(result.projections.maps)}
     save_file(maps, folder / PROJECTIONS)
-    card = {"teacher": _sizes(teacher.config)} | card
+    costs = measure.summary(bare, length=min(32, bare.config.max_position_embeddings))
+    card = {
+        "teacher": _sizes(teacher.config), "licence": cards.licence_of(teacher.tokenizer_folder or folder),
+        "parameters": costs.parameters, "bytes": measure.file_size(folder / "model.safetensors"), "latency": costs.report(),
+    } | card  # fmt: skip
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card_text(card), encoding="utf-8")
 
@@ -155,7 +159,10 @@ def card_text(card: dict) -> str:
         lines.append(f"| {row['step']} | " + " | ".join(f"{row[name]:.3f}" for name in names) + " |")
     s = card["settings"]
     rows = "\n".join(lines)
-    return f"""# A general student: {s["student"]}, distilled from {cards.plain(card["made_from"])}
+    return f"""---
+{cards.front(card["licence"], card["made_from"], ["knowledge-distillation"], pipeline_tag="feature-extraction")}---
+
+# A general student: {s["student"]}, distilled from {cards.plain(card["made_from"])}
 
 An encoder without a task, the result of TinyBERT's stage 1 (general distillation: embedding, hidden and attention losses, no
 prediction loss). Put a head on it and go on with stage 2: `tinylib distill --general FOLDER …`. Weights in float16, the
@@ -172,6 +179,12 @@ sequences of at most {s["max_length"]} tokens, seed {s["seed"]}, out of a corpus
 Losses on held-out text by layer, every λ = 1:
 
 {rows}
+
+{cards.size(card)}
+
+## Licence
+
+{cards.licence_sentence(card["licence"], card["made_from"])}
 """
 
 

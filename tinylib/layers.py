@@ -228,22 +228,25 @@ class TeacherOutputs:
         buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, BATCH, shuffle=False)]
         logits: list[Tensor | None] = [None] * len(self.lengths)
         label = f"teacher outputs, {sum(file.nbytes for file in files) / 1e6:,.0f} MB"
-        release_freed_memory()
-        for rows in tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False):
-            batch = examples.collate(rows)
+
+        def answer(batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:
             out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
             square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
             square = [group_heads(one, self.heads) for one in square]
             parts = [out.hidden_states[m] for m in self.hidden_layers], square
             kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
-            whole = out.logits.cpu() if out.logits is not None and out.logits.ndim == 2 else [None] * len(rows)
-            for i, row in enumerate(rows):
-                n, logits[row] = self.lengths[row], whole[i]
-                cuts = (slice(n),), (slice(None), slice(n), slice(n))
-                for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
-                    if kind is not None:
-                        packed = self.format.pack(kind[(i, slice(None), *cut)])
-                        file[offsets[row] : offsets[row + 1]] = packed.flatten().numpy()
+            return kinds, [*out.logits.cpu()] if out.logits is not None and out.logits.ndim == 2 else [None] * len(batch["rows"])
+
+        release_freed_memory()
+        for rows in tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False):
+            for part, (kinds, whole) in train.in_parts(examples.collate(rows), answer):
+                for i, row in enumerate(part["rows"].tolist()):
+                    n, logits[row] = self.lengths[row], whole[i]
+                    cuts = (slice(n),), (slice(None), slice(n), slice(n))
+                    for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
+                        if kind is not None:
+                            packed = self.format.pack(kind[(i, slice(None), *cut)])
+                            file[offsets[row] : offsets[row + 1]] = packed.flatten().numpy()
             forget_pages(*files)
         for file in files:
             if isinstance(file, np.memmap):

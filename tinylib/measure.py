@@ -209,6 +209,14 @@ class Measured:
     latency: Latency  # of that forward pass
     length: int
     batch: int
+    device: str = "cpu"  # "cuda" on a GPU
+    threads: int = 1  # of the CPU
+
+    def report(self) -> dict:
+        """Return the latency in milliseconds, and of what and where, as metrics.json and model cards tell it."""
+        taken = self.latency
+        told = {"median_ms": taken.median, "p95_ms": taken.p95, "repeats": taken.repeats, "tokens": self.length}
+        return told | {"device": self.device, "threads": self.threads}
 
     def row(self, **more) -> dict:
         """Return a table's row: what is given (``model="teacher", accuracy=0.87``), then the costs."""
@@ -235,4 +243,5 @@ def summary(model: Teacher, length: int = 32, batch: int = 1, repeats: int = 30,
         taken = latency(lambda: model(ids), repeats, warmup)
     finally:
         model.train(training)
-    return Measured(parameters(model), weight_bytes(model) / 1e6, count / 1e9, taken, length, batch)
+    sizes = parameters(model), weight_bytes(model) / 1e6, count / 1e9
+    return Measured(*sizes, taken, length, batch, device.type, torch.get_num_threads())

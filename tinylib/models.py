@@ -39,6 +39,8 @@ _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
 )  # fmt: skip
+# Commits of the hub's models that the lessons name: the same files whenever they are fetched. Others: "name@commit".
+REVISIONS = dict.fromkeys(("bert-base-uncased", "google-bert/bert-base-uncased"), "86b5e0934494bd15c9632b12f734a8a67f723594")
 LIST = "files.json"  # in the folder of a result of the cache: its files' sizes, and the sha256 of all but the largest
 HASHED = 100_000_000  # bytes: of a larger file the size alone is kept
 _LICENCES = ("LICENSE", "NOTICE", "README.md")  # kept beside the weights where the place has them
@@ -118,7 +120,7 @@ def shipped_folder() -> Path:
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """Return a local folder with the model that `source` names: a folder, a shipped or a hub name.
+    """Return a local folder with the model that `source` names: a folder, a shipped or a hub name, which may say its "@revision".
 
     Raises UserError if it is a file or names no model, and if a model does not arrive or has no model.safetensors.
     """
@@ -131,11 +133,20 @@ def resolve(source: str | os.PathLike) -> Path:
         return shipped_folder() / name
     if folder.exists():
         raise UserError(f"{folder} is a file: give the folder that holds config.json and model.safetensors")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    told = re.fullmatch(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?", name)
+    if not told:
         raise UserError(
             f"the folder {name} does not exist: give a model folder, {_shipped_names()} or a hub name"
         )
-    return _hub_snapshot(name)
+    return _hub_snapshot(told["name"], told["revision"] or REVISIONS.get(told["name"]))
+
+
+def revision_of(source: str | os.PathLike) -> str | None:
+    """Return the hub's commit that a model's files are of, or None for a folder and for shipped weights."""
+    if os.fspath(source) in SHIPPED or expanded(source).is_dir():
+        return None
+    folder = resolve(source)
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def fetch(name: str) -> Path:
@@ -486,26 +497,27 @@ def _extract(weights: Weights, archive: zipfile.ZipFile, folder: Path) -> None:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
 
 
-def _hub_snapshot(name: str) -> Path:
-    """Return the hub client's local copy of a model; weights other than safetensors are never downloaded."""
+def _hub_snapshot(name: str, revision: str | None) -> Path:
+    """Return the hub client's local copy of a model; weights other than safetensors are never downloaded.
+
+    ``revision``: a commit, a branch or a tag; None is the newest.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     online = hub_answers()
-    wanted = ["config.json", "model.safetensors", *_TOKENIZER, *_LICENCES]
+    wanted = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *_TOKENIZER, *_LICENCES]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=not online))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=not online))
     except Exception as error:  # the hub's client raises many kinds; each means that the model did not come
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"did you mean {near[0]}?" if near else "check the name or the connection"
         why = "the hub does not answer"
         if online:
-            unknown = isinstance(error, RepositoryNotFoundError)
-            why = "the hub " + (
-                "has no such model" if unknown else f"did not deliver it ({type(error).__name__})"
-            )
+            lacks = {RepositoryNotFoundError: "has no such model", RevisionNotFoundError: f"has no revision {revision!r} of it"}
+            why = "the hub " + lacks.get(type(error), f"did not deliver it ({type(error).__name__})")
         raise UserError(f"{name} is no folder here, none of {_shipped_names()}, and {why}: {hint}") from error
-    if not (folder / "model.safetensors").is_file():
+    if not any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
         raise UserError(
             f"{name} has no model.safetensors: other weights (.bin) are refused because loading them can run "
             "code; choose another model, or convert it with save_pretrained of transformers"

@@ -4,9 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
-import torch
-
-from tinylib import __version__, cards, course, logs, measure, processes, tasks, train
+from tinylib import __version__, cards, logs, measure, processes, tasks, train
 from tinylib.course import Prepared
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError, UserNote
@@ -31,10 +29,7 @@ def publish(args, model: Teacher, source: str | Path, work: Path, found: dict) -
     """
     costs = measure.summary(model, length=min(32, model.config.max_position_embeddings))
     found["bytes"] = sum(path.stat().st_size for path in work.glob("*.safetensors"))
-    found["latency"] = {
-        "median_ms": costs.latency.median, "p95_ms": costs.latency.p95, "repeats": costs.latency.repeats, "tokens": costs.length,
-        "device": course.device().type, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    found["latency"] = costs.report()
     write(work, found)
     given = {k: v for k, v in vars(args).items() if k not in ("command", "resume", "json", "tensorboard")}
     cards.write(work, args.out.name, args.command, str(source), found, given)

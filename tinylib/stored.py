@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinylib.errors import UserError
+from tinylib.errors import UserError, is_full_memory
 
 NEW_HEAD = 1 << 26  # numbers that a checkpoint may lack though it holds fewer itself: a head of 8192 × 8192
 
@@ -43,6 +43,9 @@ def read_tensors(path: Path, remedy: str = "copy or download it again") -> dict[
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {remedy}") from None
     except (SafetensorError, ValueError, OSError, RuntimeError, AttributeError, KeyError) as error:
+        if is_full_memory(error):
+            full = f"the memory is full: {path} needs {path.stat().st_size / 1e6:,.0f} MB of it"
+            raise UserError(f"{full}; close what else runs, or take a smaller model") from None
         raise UserError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
     for name, tensor in found.items():
         if tensor.is_complex() or (tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()):

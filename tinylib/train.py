@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from tinylib.text import Encoded, LengthBuckets, pad
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 LossFn = Callable[[nn.Module, Batch], dict[str, Tensor]]
 # Over how many things of a batch the loss of a name is a mean: what makes the parts of a batch add up to the whole.
 Counts = Callable[[str, Batch], int]
@@ -177,7 +178,8 @@ def fit(
     schedule = linear_schedule(optimizer, total, warmup)
     release_freed_memory()  # what loading and measuring left behind would stand beside what training takes
     history, started = History(), time.perf_counter()
-    state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan={"steps": total, "steps an epoch": len(buckets)})
+    plan = {"steps": total, "steps an epoch": len(buckets)}
+    state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan=plan, scaler=accelerator.scaler)
     losses, optimizer = accelerator.prepare(Losses(model, loss_fn), optimizer)
     take = Step(accelerator, losses, optimizer, counts, clip, label, getattr(after_step, "discard", None))
 
@@ -341,6 +343,25 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
     ]
 
 
+def in_parts(batch: Batch, compute: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
+    """Give the batch with what ``compute`` makes of it; where the memory is too small for that, its halves with theirs, and so on.
+
+    For what is computed text by text, without gradients. A single text that does not fit raises its error.
+    """
+    waiting = [batch]
+    while waiting:
+        part = waiting.pop()
+        try:
+            done = compute(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_full_memory(error) or len(part["rows"]) == 1:
+                raise
+        else:
+            yield part, done
+            continue
+        waiting += reversed(_split(part, 2))  # only here has the error let go of what had been computed
+
+
 class _OwnPart(Sampler):
     """The rows of each batch that this process owns; where it owns none, one that stands in and counts for nothing."""
 
@@ -395,14 +416,18 @@ def predict(
     own = processes.owned(range(len(encoded))) if shared else list(range(len(encoded)))
     training, device = model.training, next(model.parameters()).device
     logits: list[Tensor] = [torch.empty(0)] * len(own)
+
+    def answer(batch: Batch) -> Tensor:
+        with onednn.products():
+            return model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
+
     try:
         model.eval()
         batches = loader(Examples(encoded.select(own)), batch_size, shuffle=False)
         for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
-            with onednn.products():
-                out = model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
-            for row, value in zip(batch["rows"].tolist(), out, strict=True):
-                logits[row] = value
+            for part, out in in_parts(batch, answer):
+                for row, value in zip(part["rows"].tolist(), out, strict=True):
+                    logits[row] = value
     finally:
         model.train(training)
     if shared:
