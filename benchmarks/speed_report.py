@@ -65,8 +65,14 @@ IN_SERIES = {
 
 
 def speeds(rows: list[dict], unit: str, mean: float = 1.0, by: str = "seconds") -> list[float]:
-    """Return each round's speed: texts of the mean length a second, or calls a second."""
-    return [(row["tokens"] / mean if unit == "texts" else len(row["times"])) / row[by] for row in rows]
+    """Return each round's speed: texts of the mean length a second, or calls a second.
+
+    Of a round's calls the median one speaks for all, as it does in the table of latencies: one call that another process held up
+    would weigh more in a mean than all others.
+    """
+    if unit == "texts":
+        return [row["tokens"] / mean / row[by] for row in rows]
+    return [1 / statistics.median(row["times"]) if by == "seconds" else len(row["times"]) / row[by] for row in rows]
 
 
 def middle(values: Sequence[float], digits: int = 4) -> list[float]:

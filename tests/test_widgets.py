@@ -15,7 +15,9 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
 
-PATIENCE = 0.1  # seconds of computing until a moved slider is answered
+# A moved slider is to be answered in 0.1 s. A test's clock also shows what else runs, so the limit is told in passes of the
+# lessons' teacher over the longest sentence that is shown: one takes 16 to 20 ms of a quiet laptop's core.
+PASSES, LONGEST = 6, 48
 
 
 def parts(widget: ipywidgets.VBox) -> tuple[dict[str, ipywidgets.Widget], ipywidgets.HTML]:
@@ -32,6 +34,13 @@ def parse(drawing: ipywidgets.HTML) -> ET.Element:
 def labels(drawing: ipywidgets.HTML) -> list[str]:
     """Give the row labels of a heat map: the tokens."""
     return [e.text for e in parse(drawing).iter("text") if e.get("text-anchor") == "end"]
+
+
+def patience() -> float:
+    """Return how many seconds of computing an answer may take on this machine, as busy as it is."""
+    teacher, ids = random_bert(BertConfig.minilm_l6()), torch.arange(LONGEST)[None]
+    with torch.inference_mode():
+        return PASSES * seconds(lambda: teacher(ids))
 
 
 def seconds(act) -> float:
@@ -155,12 +164,12 @@ def test_a_moved_slider_is_answered_at_once(tokenizer):
     explorer = widgets.head_explorer(Bert.from_pretrained("minilm-l6"), tokenizer, "film " * 46)
     controls, _ = parts(explorer)
     layers = iter(range(2, 7))
-    assert seconds(lambda: setattr(controls["Layer"], "value", next(layers))) < PATIENCE
+    assert seconds(lambda: setattr(controls["Layer"], "value", next(layers))) < patience()
     texts = iter("abcdef")
     new = seconds(
         lambda: setattr(controls["Your sentence"], "value", f"The film was {next(texts)}, not good.")
     )
-    assert new < PATIENCE
+    assert new < patience()
 
 
 def test_the_sentence_is_read_after_enter_only_and_every_control_has_a_label(explorer):
@@ -259,7 +268,7 @@ def test_a_model_beside_itself_moves_nothing(small, tokenizer):
 def test_the_pair_answers_an_empty_sentence_and_a_slider_at_once(pair):
     controls, drawing = parts(pair[2])
     before = drawing.value
-    assert seconds(lambda: setattr(controls["Head"], "value", 3 - controls["Head"].value)) < PATIENCE
+    assert seconds(lambda: setattr(controls["Head"], "value", 3 - controls["Head"].value)) < patience()
     assert drawing.value != before
     controls["Your sentence"].value = "  "
     assert "type a sentence" in drawing.value
@@ -324,5 +333,5 @@ def test_every_control_of_every_explorer_is_answered_at_once(name):
         control.value = next(values)
         assert drawing.value != before, f"{label} moves nothing"
         taken[label] = seconds(lambda control=control, values=values: setattr(control, "value", next(values)))
-    print(name, {label: f"{1000 * t:.0f} ms" for label, t in taken.items()})
-    assert max(taken.values()) < PATIENCE, taken
+    print(name, {label: f"{1000 * t:.0f} ms" for label, t in taken.items()}, f"of {1000 * patience():.0f}")
+    assert max(taken.values()) < patience(), taken

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import textwrap
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 CHECKS: dict[str, Callable] = {}
+WIDTH = 110  # characters of a line that JupyterLab shows whole in a window of 1200 pixels
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Report:
     message: str
 
     def __repr__(self) -> str:
-        return f"{'✅' if self.passed else '❌'} {self.message}"
+        lines = f"{'✅' if self.passed else '❌'} {self.message}".splitlines()
+        wrapped = (textwrap.fill(line, WIDTH, subsequent_indent="   ", break_long_words=False) for line in lines)
+        return "\n".join(wrapped)
 
 
 class Wrong(Exception):
