@@ -169,6 +169,32 @@ def test_a_folder_is_read_in_the_order_of_names_and_other_files_are_left(tmp_pat
     assert set(corpus.fingerprint(tmp_path / "both")) == {"a.txt", "b.parquet"}
 
 
+def test_files_are_packed_one_by_one_as_one_file_of_all_would_be(tmp_path, base, monkeypatch):
+    """Which documents are held out goes on from file to file; a call that was killed has lost no file but the one it was at."""
+    documents = some_documents(170)
+    whole = corpus.load(write_txt(tmp_path / "whole.txt", documents), base)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, cut in (("a", slice(20)), ("b", slice(20, 75)), ("c", slice(75, None))):  # the first holds none for validation
+        write_txt(folder / f"{name}.txt", documents[cut])
+    real, packed = corpus._pack, []
+
+    def killed(path, *rest):
+        packed.append(path.name)
+        if packed == ["a.txt", "b.txt"]:
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    monkeypatch.setattr(corpus, "_pack", killed)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.load(folder, base)
+    parts = corpus.load(folder, base)
+    assert packed == ["a.txt", "b.txt", "b.txt", "c.txt"]
+    assert [ids_of(parts[part]) for part in corpus.PARTS] == [ids_of(whole[part]) for part in corpus.PARTS]
+    rows = [3, len(parts["train"]) - 1, 0]  # a batch may come from several files
+    assert torch.equal(parts["train"].collate(rows)["ids"], whole["train"].collate(rows)["ids"])
+
+
 def test_a_second_call_maps_what_the_first_one_packed(tmp_path, base, monkeypatch):
     path = write_txt(tmp_path / "a.txt", some_documents(60))
     first = corpus.load(path, base)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import sklearn.metrics
@@ -11,6 +12,7 @@ from test_cli import LABELS, TEXTS, make_checkpoint, write_csv
 from test_datasets import glue_like
 
 from tinylib import course, datasets, distill, job, models, text
+from tinylib.bert import Bert
 from tinylib.errors import UserError
 from tinylib.train import predict
 
@@ -36,6 +38,13 @@ def small(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(course.TIERS, "laptop", tier)
     return tier
+
+
+def with_blanks(base) -> str:
+    """Write the same model with a masked-LM head beside it; return the folder's name."""
+    folder = base.with_name("masked")
+    Bert.from_pretrained(base, head="masked_lm", generator=torch.Generator().manual_seed(0)).save_pretrained(folder)
+    return str(folder)
 
 
 def test_the_tier_follows_the_environment(monkeypatch):
@@ -141,7 +150,7 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     tiny = make_checkpoint(tmp_path / "tokenizer", TEXTS)
     config = transformers.BertConfig(vocab_size=json.loads((tiny / "config.json").read_text())["vocab_size"])
     base = tmp_path / "bert-base"
-    transformers.BertModel(config).save_pretrained(base)
+    transformers.BertForMaskedLM(config).save_pretrained(base)
     transformers.AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
     for split, rows in (("train", range(12)), ("validation", range(12, 16)), ("test", range(16, 20))):
         (tmp_path / "glue").mkdir(exist_ok=True)
@@ -167,7 +176,7 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
     ("task", "metric"), [("cola", "matthews"), ("mrpc", "f1"), ("mnli", "accuracy"), ("sst2", "accuracy")]
 )
 def test_the_tasks_of_glue_are_judged_as_glue_does_at_the_paper_s_lengths(task, metric, small, monkeypatch):
-    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: glue_like(task))
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args, **more: glue_like(task))
     monkeypatch.setattr(datasets, "hub_answers", lambda: True)
     monkeypatch.setenv("TINYLIB_TIER", "gpu")
     monkeypatch.setitem(course.TIERS, "gpu", dataclasses.replace(course.GPU, base=str(small.base), teacher_epochs=1))
@@ -201,7 +210,7 @@ def test_a_gpu_takes_the_paper_s_settings_for_each_task(data, copies, epochs, mo
 
 
 def test_augmented_copies_are_made_once_and_stand_behind_the_texts(small, monkeypatch):
-    tier = dataclasses.replace(small, masked_lm=str(small.base))
+    tier = dataclasses.replace(small, masked_lm=with_blanks(Path(small.base)))
     monkeypatch.setitem(course.TIERS, "laptop", tier)
     prepared = course.prepare()
     rows = len(prepared.labels["train"])
@@ -221,12 +230,48 @@ def test_augmented_copies_are_made_once_and_stand_behind_the_texts(small, monkey
         course.augmented(prepared, 2, seed=1)
 
 
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+def test_augmentation_that_was_killed_goes_on_to_the_same_copies(tmp_path, monkeypatch, small, pairs):
+    table = tmp_path / "some.jsonl"
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    if pairs:
+        rows = [row | {"text_pair": f"{row['text']} indeed"} for row in rows]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tier = dataclasses.replace(small, masked_lm=with_blanks(Path(small.base)), data=str(table))
+    monkeypatch.setitem(course.TIERS, "laptop", tier)
+    monkeypatch.setattr(course, "PART", 5)
+    prepared, real, asked = course.prepare(), course.augment.augment, []
+    count = -(-len(prepared.labels["train"]) // 5) * (1 + pairs)
+
+    def killed(texts, *args, **more):
+        asked.append(len(texts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(texts, *args, **more)
+
+    monkeypatch.setattr(course.augment, "augment", killed)
+    with pytest.raises(KeyboardInterrupt):
+        course.augmented(prepared, 2)
+    again = course.augmented(prepared, 2)
+    assert count >= 4
+    assert len(asked) == count + 1, "what was made before the kill is not made again"
+    assert {product.kind for product in models.products()} >= {"augmented"}
+    assert "augmented-part" not in {product.kind for product in models.products()}, "nothing is left behind"
+    monkeypatch.setattr(course.augment, "augment", real)
+    monkeypatch.setattr(course, "PART", 10_000)
+    (folder,) = {models.cache_folder() / "products" / p.kind / p.key for p in models.products() if p.kind == "augmented"}
+    models.take_away(folder)
+    whole = course.augmented(prepared, 2)
+    assert all(torch.equal(a, b) for a, b in zip(again.encoded.ids, whole.encoded.ids, strict=True))
+
+
 def test_copies_of_pairs_keep_both_sides(tmp_path, monkeypatch, small):
     pairs = [(f"{text} indeed", text, label) for text, label in zip(TEXTS, LABELS, strict=True)]
     table = tmp_path / "pairs.jsonl"
     rows = [{"text": a, "text_pair": b, "label": c} for a, b, c in pairs]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    monkeypatch.setitem(course.TIERS, "laptop", dataclasses.replace(small, masked_lm=str(small.base), data=str(table)))
+    tier = dataclasses.replace(small, masked_lm=with_blanks(Path(small.base)), data=str(table))
+    monkeypatch.setitem(course.TIERS, "laptop", tier)
     prepared = course.prepare()
     both = course.augmented(prepared, 1)
     assert len(both) == 2 * len(prepared.labels["train"])

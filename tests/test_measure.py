@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinylib import layers
 from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.measure import (
@@ -14,6 +15,7 @@ from tinylib.measure import (
     compressed_size,
     file_size,
     flops,
+    flops_per_token,
     latency,
     parameters,
     peak_memory,
@@ -160,3 +162,24 @@ def test_a_fresh_process_tells_its_own_peak():
     assert 90e6 < large - small < 120e6
     with pytest.raises(UserError, match="failed: ZeroDivisionError"):
         process_memory("1 / 0")
+
+
+def test_the_operations_of_matching_are_those_that_torch_counts():
+    """The student's forward pass with a projection of its embeddings and of each layer, and the teacher's."""
+    teacher, student = BertConfig(60, 24, 3, 4, 48, 40), BertConfig(60, 16, 2, 4, 32, 40, head="classification", labels=("a", "b"))
+    T = 10
+    ids = torch.randint(60, (1, T), generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    one, two = Bert(teacher, random).eval(), Bert(student.replace(head=None, labels=()), random).eval()
+    maps = layers.Projections(16, 24, 2, generator=random).maps
+    found = []
+
+    def matched():
+        states = two(ids, keep_hidden=(0, 1, 2)).hidden_states
+        return [linear(states[m]) for m, linear in enumerate(maps)]
+
+    for run in (lambda: one(ids), matched):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        found.append(counter.get_total_flops() / T)
+    assert list(flops_per_token(teacher, student, T)) == found

@@ -13,7 +13,7 @@ from test_cli import TEXTS, make_checkpoint
 
 from tinylib import corpus as corpora
 from tinylib import mlm
-from tinylib.bert import Bert
+from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
 
@@ -196,6 +196,12 @@ def test_a_head_that_is_not_shipped_is_a_sentence_with_the_remedy(tmp_path, monk
     for ask in (mlm.shipped, mlm.fingerprint):
         with pytest.raises(UserError, match=r"minilm-l6 has no masked-LM head yet; train one.*python -m tinylib.mlm"):
             ask("minilm-l6")
+
+
+def test_a_model_that_has_no_head_fills_no_blanks(tmp_path):
+    Bert(BertConfig(30, 16, 1, 2, 32, 40, head=None), torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="bare has no masked-LM head, and augmentation .*; name a BertForMaskedLM"):
+        mlm.shipped(str(tmp_path / "bare"))
 
 
 def test_the_card_of_a_delta_and_of_a_model_with_its_own_head(base, tmp_path, monkeypatch):

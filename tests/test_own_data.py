@@ -166,7 +166,7 @@ def test_glue_s_regression_task_loads_with_its_hidden_test_labels(monkeypatch):
         types = {**dict.fromkeys(("sentence1", "sentence2"), "string"), "label": "float32"}
         features = datasets.hf.Features({column: datasets.hf.Value(kind) for column, kind in types.items()})
         data[name] = datasets.Dataset.from_dict(columns, features)
-    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args: data)
+    monkeypatch.setattr(datasets.hf, "load_dataset", lambda *args, **more: data)
     monkeypatch.setattr(datasets, "hub_answers", lambda: True)
     loaded = datasets.load("glue/stsb")
     assert datasets.has_scores(loaded)

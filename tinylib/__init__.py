@@ -15,9 +15,9 @@ PYTHON = (3, 10)  # the oldest that runs the package
 # Import order: each module imports only from those before it (tests/test_structure.py enforces it).
 MODULES = (
     "typecheck", "errors", "proofs", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
-    "attention", "config", "bert", "text", "foreign", "encoders", "files", "datasets", "metrics", "checkpoint", "onednn",
+    "attention", "config", "bert", "text", "foreign", "encoders", "measure", "files", "datasets", "metrics", "checkpoint", "onednn",
     "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
-    "structure", "prune", "measure", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
+    "structure", "prune", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
     "checks", "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 

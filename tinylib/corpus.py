@@ -5,8 +5,10 @@ sequences lie in the cache as Arrow files (Hugging Face ``datasets``), which the
 a corpus larger than memory works the same way.
 """
 
+import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 from tinylib import models
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
-from tinylib.stored import first_line
+from tinylib.stored import first_line, read_json
 from tinylib.text import Encoded, load_tokenizer, pad
 
 PARTS = ("train", "validation")
@@ -30,6 +32,7 @@ HELD_OUT = 50  # every fiftieth document is for validation
 CHUNK = 2000  # sentences tokenized at a time
 LONGEST = 10_000  # sentences: a longer document is taken in parts, so that a file without empty lines is no trouble
 SUFFIXES = (".parquet", ".txt")
+COUNTS = "counts.json"
 
 
 class Corpus(Dataset):
@@ -75,7 +78,8 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
 
     ``source``: "corpus" (shipped), a file or a folder of files: .txt (one sentence or paragraph a line, an empty line between
     documents) or .parquet (columns ``document`` and ``text``, a row a sentence). Every fiftieth document is held out.
-    The first call packs (about 20 s for 30 MB) into the cache, keyed by files, tokenizer and length; later calls map it.
+    The first call packs (about 20 s for 30 MB) into the cache, file by file, keyed by file, tokenizer and length; later calls map
+    it. A call that was killed goes on with the file that it was at, and one more file packs that file alone.
     Raises UserError for a source that cannot be read or holds too few documents, and for ``max_length`` below 3.
     """
     if max_length < 3:
@@ -83,14 +87,30 @@ def load(source: str | Path, base: str | Path, max_length: int = 128) -> dict[st
     paths = files(source)
     tokenizer = load_tokenizer(base)
     vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    recipe = {"files": [models.sha256_of(p) for p in paths], "tokenizer": vocabulary, "max_length": max_length, "format": 2}
-    folder = models.product("corpus", recipe, lambda out: _pack(paths, tokenizer, max_length, out))
-    return {part: _mapped(folder / f"{part}.arrow", tokenizer.pad_token_id or 0) for part in PARTS}
+    folders, begun = [], 0
+    for path in paths:
+        recipe = {"file": models.sha256_of(path), "tokenizer": vocabulary, "max_length": max_length, "format": 3}
+        begin = begun % HELD_OUT  # of the file's first document: which ones are held out depends on it
+        make = functools.partial(_pack, path, begin, tokenizer, max_length)
+        folders.append(models.product("corpus", recipe | {"begin": begin}, make))
+        begun += read_json(folders[-1] / COUNTS)["documents"]
+    corpus = {}
+    for part in PARTS:
+        rows = [rows for folder in folders if len(rows := _mapped(folder / f"{part}.arrow"))]
+        if not rows:
+            for folder in folders:
+                models.take_away(folder)
+            raise UserError(
+                f"the corpus {source} has too few documents for its {part} part; give {HELD_OUT} or more, in .txt files "
+                "with an empty line between them"
+            )
+        corpus[part] = Corpus(hf.concatenate_datasets(rows), tokenizer.pad_token_id or 0)
+    return corpus
 
 
-def _mapped(path: Path, pad_id: int) -> Corpus:
+def _mapped(path: Path) -> hf.Dataset:
     try:
-        return Corpus(hf.Dataset.from_file(str(path)), pad_id)
+        return hf.Dataset.from_file(str(path))
     except Exception as error:  # pyarrow's kinds; only of a corpus that was packed when the cache had no lists of its files
         remedy = f"delete {path.parent}, and it is packed anew"
         raise UserError(f"the packed corpus {path} is damaged ({first_line(error)}); {remedy}") from None
@@ -204,20 +224,24 @@ def _chunks(documents: Iterator[list[str]]) -> Iterator[list[list[str]]]:
         yield chunk
 
 
-def _pack(paths: Sequence[Path], tokenizer, max_length: int, out: Path) -> None:
-    """Write the packed sequences of both parts into ``out``, some thousand at a time."""
+def _pack(path: Path, begin: int, tokenizer, max_length: int, out: Path) -> None:
+    """Write the packed sequences of both parts of a file into ``out``, some thousand at a time.
+
+    ``begin``: the number of its first document, which decides with the following ones which are held out.
+    """
     schema = pa.schema([("ids", pa.list_(pa.int32())), ("length", pa.int32())])
+    read = dict.fromkeys(PARTS, 0)
+
+    def own(part: str) -> Iterator[list[str]]:
+        for number, document in enumerate(documents([path]), begin):
+            read[part] += 1
+            if (number % HELD_OUT == HELD_OUT - 1) == (part == "validation"):
+                yield document
+
     for part in PARTS:
-        wanted = (d for n, d in enumerate(documents(paths)) if (n % HELD_OUT == HELD_OUT - 1) == (part == "validation"))
-        bar = tqdm(pack(wanted, tokenizer, max_length), desc=f"packing the corpus ({part})", unit="", leave=False)
+        bar = tqdm(pack(own(part), tokenizer, max_length), desc=f"packing {path.name} ({part})", unit="", leave=False)
         sequences = iter(bar)
-        written = 0
         with pa.OSFile(str(out / f"{part}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             while ids := list(itertools.islice(sequences, CHUNK)):
                 writer.write(pa.record_batch([ids, [len(i) for i in ids]], schema=schema))
-                written += len(ids)
-        if not written:
-            raise UserError(
-                f"the corpus {paths[0]}… has too few documents for its {part} part; give {HELD_OUT} or more, in .txt files "
-                "with an empty line between them"
-            )
+    (out / COUNTS).write_text(json.dumps({"documents": read["train"]}), encoding="utf-8")

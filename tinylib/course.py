@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tinylib import augment, datasets, distill, encoders, general, ledger, mlm, models, tasks
 from tinylib.bert import Bert
 from tinylib.datasets import fingerprint, label_names
 from tinylib.errors import UserError
+from tinylib.stored import read_tensors
 from tinylib.text import Encoded, encode, load_tokenizer
 from tinylib.train import Examples, History, fit, loader, predict
 
@@ -49,6 +51,7 @@ GPU = Tier(
     ),
     pair_length=128, masked_lm="bert-base-uncased",
 )  # fmt: skip
+PART = 500  # texts augmented at a time; a run that is killed loses no more
 TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
 # Where GLUE's tasks differ from these: epochs in the paper (section 4.2), copies in its code's data_augmentation.py.
 PAPER_EPOCHS = {"mnli": 10, "qqp": 10, "qnli": 10, "cola": 50}
@@ -147,7 +150,8 @@ def augmented(
 ) -> Examples:
     """Return the train split and ``copies`` augmented copies of each of its texts (``augment``), tokenized for ``base``.
 
-    The copies come from the cache; the first time they are made, minutes on two cores. Their labels are the originals',
+    The copies come from the cache; the first time they are made, minutes on two cores, and a run that is killed meanwhile goes on
+    where it stopped. Their labels are the originals',
     which a replaced word may have made wrong: distillation does not read them, the teacher says what it thinks of each copy.
     """
     train, sizes = prepared.examples("train"), tier()
@@ -164,20 +168,35 @@ def augmented(
 def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: str, seed: int) -> list[dict]:
     recipe = {"data": prepared.fingerprint, "settings": asdict(settings), "model": mlm.fingerprint(masked_lm), "seed": seed}
 
+    sides = {"text": prepared.texts["train"]} | ({"text_pair": prepared.pairs["train"]} if prepared.pairs else {})
+    places = [(side, first) for side, texts in sides.items() for first in range(0, len(texts), PART)]
+    parts = [{**recipe, "side": side, "first": first, "count": PART} for side, first in places]
+
     def make(folder: Path) -> None:
         model, tokenizer = mlm.shipped(masked_lm).to(device()), load_tokenizer(masked_lm)
+        # one generator for both sides, as in augment_pairs: equal texts would change alike
         words, random = augment.WordVectors.load(), torch.Generator().manual_seed(seed)
         fitting = replace(settings, max_length=min(settings.max_length, model.config.max_position_embeddings))
-        rest = (model, tokenizer, words, fitting, random, 32, "augmenting the training texts")
-        if prepared.pairs:
-            copies = augment.augment_pairs(prepared.texts["train"], prepared.pairs["train"], *rest)
-            rows = [{"text": a, "text_pair": b} for own in copies for a, b in own]
-        else:
-            rows = [{"text": text} for own in augment.augment(prepared.texts["train"], *rest) for text in own]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "copies.jsonl").write_text(lines, encoding="utf-8")
+        copies: dict[str, list[str]] = {side: [] for side in sides}
+        for part in parts:
+            texts, first = sides[part["side"]], part["first"]
+            piece = texts[first : first + PART]
+            label = f"augmenting texts {first + 1:,} to {first + len(piece):,} of {len(texts):,}"
+
+            def make_part(place: Path, piece=piece, label=label) -> None:
+                own = augment.augment(piece, model, tokenizer, words, fitting, random, label=label)
+                (place / "copies.json").write_text(json.dumps([text for some in own for text in some]), encoding="utf-8")
+                save_file({"random": random.get_state()}, place / "random.safetensors")
+
+            stored = models.product("augmented-part", part, make_part)
+            copies[part["side"]] += json.loads((stored / "copies.json").read_text(encoding="utf-8"))
+            random.set_state(read_tensors(stored / "random.safetensors")["random"])
+        lines = [json.dumps(dict(zip(copies, row, strict=True)), ensure_ascii=False) for row in zip(*copies.values(), strict=True)]
+        (folder / "copies.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     stored = models.product("augmented", recipe, make) / "copies.jsonl"
+    for part in parts:  # what a run that was killed would go on from
+        models.take_away(models.cache_folder() / "products" / "augmented-part" / models.product_key(part))
     try:  # split at line ends alone: a text may hold other characters that str.splitlines breaks at
         rows = [json.loads(line) for line in stored.read_text(encoding="utf-8").split("\n") if line]
     except ValueError:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import warnings
@@ -335,7 +334,7 @@ def teacher_outputs(
             if not again:
                 raise
         except ValueError:  # cut off, and made when the cache had no lists of its files
-            _take_away(folder)
+            models.take_away(folder)
             if not again:
                 raise
     if (said := folder / TeacherOutputs.LOGITS).is_file():  # small, and wanted when the rest is gone
@@ -360,7 +359,7 @@ def drop_outputs(
 def _drop(recipe: dict) -> None:
     """Delete the outputs of this recipe, and the shares of them that another number of processes has left; none is an error."""
     cache = models.cache_folder() / "products" / "teacher-outputs"
-    _take_away(cache / models.product_key(recipe))
+    models.take_away(cache / models.product_key(recipe))
     own = json.loads(json.dumps(recipe))  # as it reads after having been stored
     _, count = own.pop("process", (0, 1))
     for file in cache.glob("[!.]*/recipe.json"):
@@ -368,7 +367,7 @@ def _drop(recipe: dict) -> None:
             other = read_json(file)
             _, others = other.pop("process", (0, 1))  # of this number, each process deletes its own
             if other == own and others != count:
-                _take_away(file.parent)
+                models.take_away(file.parent)
 
 
 def _outputs_recipe(teacher: Teacher, examples: Examples, layers: tuple, heads: int | None, dtype: str) -> dict:
@@ -381,14 +380,6 @@ def _outputs_recipe(teacher: Teacher, examples: Examples, layers: tuple, heads: 
     if dtype != "float16":
         recipe |= {"dtype": dtype}
     return recipe
-
-
-def _take_away(folder: Path) -> None:
-    """Delete a folder in one step, so that nobody finds half of it; where there is none, do nothing."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        os.replace(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
@@ -414,7 +405,7 @@ def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
         try:
             return read_tensors(folder / TeacherOutputs.LOGITS)["logits"]
         except (UserError, LookupError):  # damaged: once more
-            _take_away(folder)
+            models.take_away(folder)
     return computed[0] if computed else train.predict(teacher, encoded, BATCH, label="teacher logits").clone()
 
 

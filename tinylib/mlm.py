@@ -196,11 +196,14 @@ def load(folder: Path) -> Bert:
 def shipped(base: str = "minilm-l6") -> Bert:
     """Return the shipped base model with its masked-LM head; any other name or folder must have a head of its own.
 
-    Raises UserError if the shipped head is missing or damaged.
+    Raises UserError if the shipped head is missing or damaged, and for another model without one.
     """
     if base in SHIPPED:
         return load(_delta_folder(base))
-    return Bert.from_pretrained(base, head="masked_lm")
+    model = Bert.from_pretrained(base)
+    if model.config.head != "masked_lm":  # a new one would fill blanks at random
+        raise UserError(f"{base} has no masked-LM head, and augmentation fills blanks with it; name a BertForMaskedLM")
+    return model
 
 
 def card(base: str = "minilm-l6") -> dict | None:
