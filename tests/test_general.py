@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import transformers
+import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_cli import CHILD, TEXTS, make_checkpoint, wait_until
@@ -73,6 +74,19 @@ def saved(place, result):
 def same(one: general.Result, two: general.Result) -> bool:
     pairs = ((one.student, two.student), (one.projections, two.projections))
     return all(torch.equal(tensor, b.state_dict()[name]) for a, b in pairs for name, tensor in a.state_dict().items())
+
+
+def test_the_card_tells_licence_size_and_latency(saved):
+    told, page = general.card(saved), (saved / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert (front["license"], front["pipeline_tag"]) == ("unknown", "feature-extraction")
+    assert "base_model" not in front, "a folder is nothing on the hub"
+    assert told["bytes"] == (saved / "model.safetensors").stat().st_size
+    assert told["parameters"] == sum(t.numel() for t in load_file(saved / "model.safetensors").values())
+    assert told["latency"]["tokens"] == 32
+    assert f"| file | {told['bytes']:,} bytes |" in page
+    assert f"{told['latency']['median_ms']:.2f} ms" in page
+    assert "unknown: see the model that it was made of, base." in page
 
 
 # What it learns

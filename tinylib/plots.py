@@ -8,7 +8,6 @@ import html
 import io
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -182,15 +181,19 @@ def pareto(own: Sequence[Mapping], behind: Sequence[Mapping], ax: Axes, cost: st
         unbeaten = row in best
         fill = {"color": COLOURS[0]} if unbeaten else {"markerfacecolor": "white", "markeredgecolor": COLOURS[1]}
         ax.plot(row[cost], 100 * row["accuracy"], "o" if unbeaten else "s", markersize=15, zorder=3, **fill)
-    named, there = {row["name"] for row in own}, Counter()
-    for row in [*own, *(row for row in behind if row["name"] not in named)]:
-        mine = row["name"] in named
-        place = round(20 * math.log10(row[cost])), round(200 * row["accuracy"])  # half a marker
-        ink = ("white" if row in best and not there[place] else "black") if mine else "0.35"
-        shift = (18 * there[place], 0 if mine else 9)  # one beside the other where models coincide
-        there[place] += 1
-        at = {"textcoords": "offset points", "xytext": shift, "ha": "center", "va": "center"}
-        ax.annotate(str(number[row["name"]]), (row[cost], 100 * row["accuracy"]), **at, color=ink, fontsize=9, zorder=4)
+    named = {row["name"] for row in own}
+    for together in _coinciding([*own, *(row for row in behind if row["name"] not in named)], cost):
+        first, point = together[0], (together[0][cost], 100 * together[0]["accuracy"])
+        mine = first["name"] in named
+        said = [str(number[row["name"]]) for row in together]
+        look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 4}
+        if mine:  # the number stands in the marker, of the others that it hides beside it
+            ax.annotate(said.pop(0), point, xytext=(0, 0), ha="center", color="white" if first in best else "black", **look)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}  # the front may pass here
+        place = {"xytext": (11, 0), "ha": "left"} if mine else {"xytext": (0, 10), "ha": "center"}
+        if said:
+            ink = "black" if together[-1]["name"] in named else "0.35"
+            ax.annotate(", ".join(sorted(said, key=int)), point, color=ink, bbox=box, **place, **look)
     names = [plt.Line2D([], [], linestyle="", label=f"{n}  {name}") for name, n in number.items()]
     legend = ax.legend(handles=names, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False, handlelength=0)
     for text, name in zip(legend.get_texts(), number, strict=True):
@@ -200,6 +203,18 @@ def pareto(own: Sequence[Mapping], behind: Sequence[Mapping], ax: Axes, cost: st
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return ax
+
+
+def _coinciding(rows: Sequence[Mapping], cost: str) -> list[list[Mapping]]:
+    """Group models whose points lie within half a marker of the first one's: 12 % of the cost, half a point of accuracy."""
+    groups: list[list[Mapping]] = []
+    for row in rows:
+        near = lambda group, row=row: (  # noqa: E731
+            abs(math.log10(group[0][cost] / row[cost])) < 0.05 and abs(group[0]["accuracy"] - row["accuracy"]) < 0.005
+        )
+        found = next(filter(near, groups), None)
+        groups.append([row]) if found is None else found.append(row)
+    return groups
 
 
 def interval_bars(groups: Mapping[str, tuple[float, float, float]], ax: Axes) -> Axes:
@@ -314,22 +329,32 @@ def block_diagram(
     skips: (i, j) leads what enters box i past the boxes between to the "+" at j; side: what box i gets from outside.
     """
     fills = {"LayerNorm": COLOURS[4], "attention": COLOURS[5], "feed": COLOURS[2], "MLP": COLOURS[2]}
-    arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    drawn = []
     for i, text in enumerate(boxes):
         fill = next((colour for word, colour in fills.items() if word in text), "white")
         shape = "circle,pad=0.15" if text == "+" else "round,pad=0.4"
-        ax.annotate("", (0, i - 0.2), (0, i - 0.9 if i else -0.75), arrowprops=arrow, zorder=1)
-        ax.text(0, i, text, ha="center", va="center", fontsize=11, zorder=3,
-                bbox={"boxstyle": shape, "facecolor": fill, "edgecolor": "black"})  # fmt: skip
-    ax.annotate("", (0, len(boxes) - 0.3), (0, len(boxes) - 0.8), arrowprops=arrow)
+        box = ax.text(0, i, text, ha="center", va="center", fontsize=11,
+                      bbox={"boxstyle": shape, "facecolor": fill, "edgecolor": "black"})  # fmt: skip
+        drawn.append(box.get_bbox_patch())
+    for i, box in enumerate(drawn):
+        _arrow(ax, (0, i - 1 if i else -0.75), (0, i), drawn[i - 1] if i else None, box)
+    _arrow(ax, (0, len(boxes) - 1), (0, len(boxes) - 0.3), drawn[-1])
     for i, j in skips:
         ax.plot([0, -1.15, -1.15], [i - 0.5, i - 0.5, j], color="black", linewidth=1.3, zorder=1)
-        ax.annotate("", (-0.13, j), (-1.15, j), arrowprops=arrow)
+        _arrow(ax, (-1.15, j), (0, j), end=drawn[j])
     for i, text in (side or {}).items():
-        ax.annotate(text, (0.5, i), (1.1, i), va="center", fontsize=10, arrowprops=arrow)
+        ax.text(1.1, i, text, va="center", fontsize=10)
+        _arrow(ax, (1.07, i), (0, i), end=drawn[i])
     ax.set(xlim=(-1.5, 2.3 if side else 1.5), ylim=(-0.9, len(boxes) - 0.1))
     ax.axis("off")
     return ax
+
+
+def _arrow(ax: Axes, start: tuple, end_at: tuple, begin=None, end=None) -> None:
+    """Draw an arrow between two points; one in a box begins or ends at that box's edge, however large it is drawn."""
+    look = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    # after the boxes, whose places are known once they are drawn
+    ax.annotate("", end_at, start, arrowprops=look | {"patchA": begin, "patchB": end}, zorder=4)
 
 
 def stacked_shares(rows: Mapping[str, Mapping[str, float]], ax: Axes, unit: str = "") -> Axes:
@@ -364,17 +389,18 @@ def layer_map(chosen: Sequence[int], teacher_layers: int, ax: Axes, ends: bool =
     top, M = teacher_layers + ends, len(chosen)
     pairs = {0: 0} | dict(enumerate(chosen, start=1)) | ({M + 1: top} if ends else {})
     place = {0: {n: n for n in range(top + 1)}, 2: {m: m * top / (M + ends) for m in pairs}}
+    boxes = {}
     for x, heights in place.items():
         for n, y in heights.items():
             name = "embeddings" if n == 0 else "logits" if ends and n == len(heights) - 1 else f"layer {n}"
             busy = x == 2 or n in pairs.values()
             look = {"facecolor": COLOURS[4 if x else 5] if busy else "white", "linestyle": "-" if busy else "--"}
             box = {"boxstyle": "round,pad=0.3", "edgecolor": "black"} | look
-            ax.text(x, y, f"{name:^10}", ha="center", va="center", fontsize=9, family="monospace", bbox=box)
+            text = ax.text(x, y, f"{name:^10}", ha="center", va="center", fontsize=9, family="monospace", bbox=box)
+            boxes[x, n] = text.get_bbox_patch()
         ax.text(x, top + 0.75, "student" if x else "teacher", ha="center", fontweight="bold")
     for m, n in pairs.items():
-        arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", (1.42, place[2][m]), (0.58, n), arrowprops=arrow)
+        _arrow(ax, (0, n), (2, place[2][m]), boxes[0, n], boxes[2, m])
     ax.set(xlim=(-0.7, 2.7), ylim=(-0.5, top + 1.1))
     ax.axis("off")
     return ax
