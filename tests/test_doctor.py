@@ -509,14 +509,18 @@ def test_colab_needs_no_jupyterlab(monkeypatch):
     assert only(doctor.jupyter) == (FINE, "this is Google Colab's notebook")
 
 
-def test_a_machine_without_a_browser_is_told_what_to_do(monkeypatch):
+@pytest.mark.parametrize(
+    ("display", "what"), [(":0", "no browser is found here"), ("", "this machine has no display for a browser")]
+)
+def test_a_machine_without_a_browser_is_told_what_to_do(monkeypatch, display, what):
     def none():
         raise webbrowser.Error("could not locate runnable browser")
 
     monkeypatch.setattr(webbrowser, "get", none)
-    assert only(doctor.browser) == (
-        WARNING, "no browser is found here: open the URL that make lab prints in one of yours"
-    )  # fmt: skip
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert only(doctor.browser) == (WARNING, f"{what}: open the URL that make lab prints in one of yours")
     monkeypatch.setattr(webbrowser, "get", lambda: object())
     assert only(doctor.browser).mark == FINE
 

@@ -363,7 +363,10 @@ def browser() -> Iterator[Line]:
     try:
         name = str(getattr(webbrowser.get(), "name", "") or "a browser")
     except webbrowser.Error:
-        yield Line(WARNING, "no browser is found here: open the URL that make lab prints in one of yours")
+        # without a display none can show itself, even where one is installed
+        shown = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        what = "no browser is found here" if shown else "this machine has no display for a browser"
+        yield Line(WARNING, f"{what}: open the URL that make lab prints in one of yours")
         return
     if Path(name).stem in TEXT_BROWSERS:  # JupyterLab is a program in JavaScript, and so are the lessons' sliders
         remedy = "open the URL that make lab prints in Chromium, Chrome, Edge, Firefox or Safari"
