@@ -1,10 +1,12 @@
 """The training loop: it learns, repeats by its seed, disturbs nobody's random state, and resumes bit for bit."""
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -547,6 +549,30 @@ def test_bfloat16_trains_in_it_and_leaves_the_model_as_it_was(bfloat16, tmp_path
     assert sum(history.losses["loss"][-6:]) < 0.5 * sum(history.losses["loss"][:6])
     assert {p.dtype for p in own.parameters()} == {torch.float32}
     assert own(*(batches.dataset.collate([0, 1])[name] for name in ("ids", "mask"))).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("scale", "ends"), [(2.0, False), (1.0, False), (0.5, True)])
+def test_a_float16_gradient_that_overflows_ends_the_run_only_when_its_loss_is_scaled_down_already(scale, ends):
+    """Accelerate has a scaler on GPUs only: this one says that each gradient overflows, and skips nothing."""
+    own, stepped = model(), []
+
+    class Scaled:
+        scaler = SimpleNamespace(get_scale=lambda: scale)
+
+        def backward(self, loss):
+            loss.backward()
+
+        def clip_grad_norm_(self, parameters, clip):
+            return torch.tensor(torch.inf)
+
+    optimizer = train.adamw(own, 1e-3)
+    train.linear_schedule(optimizer, 4, 0.0)  # sets the rate that the sentence names
+    optimizer.step = lambda: stepped.append(True)
+    take = train.Step(Scaled(), train.Losses(own, train.classification_loss), optimizer, train.texts, 1.0, "training")
+    batch = examples().collate(list(range(4)))
+    with pytest.raises(UserError, match="the gradient's norm is inf at step 3") if ends else contextlib.nullcontext():
+        take(batch, 3, 0)
+    assert bool(stepped) != ends
 
 
 def test_a_checkpoint_keeps_the_scale_of_float16_s_loss(tmp_path):
