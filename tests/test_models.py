@@ -190,18 +190,22 @@ def hub():
                 tree = [{"type": "file", "path": f, "size": n, "oid": "0" * 40} for f, n in sizes.items()]
                 return self.answer(json.dumps(tree).encode())
             files = [{"rfilename": file, "size": size} for file, size in sizes.items()]
-            about = {"id": name, "sha": self.commit, "siblings": files, "private": False, "tags": []}
+            about = {"id": name, "sha": self.asked_commit(), "siblings": files, "private": False, "tags": []}
             return self.answer(json.dumps(about).encode())
 
         do_HEAD = do_GET
+
+        def asked_commit(self):
+            """Return the commit that the path names, as the hub does, else the newest."""
+            named = re.search(r"\b[0-9a-f]{40}\b", self.path)
+            return named[0] if named else self.commit
 
         def answer(self, content, trouble=""):
             self.send_response(404 if content is None else 200)
             if content is None:
                 self.send_header("X-Error-Code", trouble)
             self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
-            named = re.search(r"\b[0-9a-f]{40}\b", self.path)  # as the hub does, a commit's files are that commit's
-            self.send_header("X-Repo-Commit", named[0] if named else self.commit)
+            self.send_header("X-Repo-Commit", self.asked_commit())
             self.send_header("Content-Length", str(len(content or b"")))
             self.end_headers()
             if self.command == "GET":
