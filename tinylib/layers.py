@@ -5,6 +5,7 @@ intermediate step of task distillation. Layers are numbered as in the paper: 0 i
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -220,22 +221,25 @@ class TeacherOutputs:
         # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
         self.hidden, self.square = (self._mapped(file, size, "c") for file, size in zip(files, sizes, strict=True))
 
+    @staticmethod
+    def _answers(
+        teacher: Teacher, layers: tuple, heads: int, batch: Batch
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:  # fmt: skip
+        """Return a batch's states and squares, (B, layers, …) in float16, and its texts' logits, None where there are none."""
+        device, (_, scores, relations) = next(teacher.parameters()).device, layers
+        out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
+        square = [group_heads(one, heads) for one in [*(out.scores[m] for m in scores), *(out.relations[m] for m in relations)]]
+        parts = [out.hidden_states[m] for m in layers[0]], square
+        kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
+        return kinds, [*out.logits.cpu()] if out.logits is not None and out.logits.ndim == 2 else [None] * len(batch["rows"])
+
     def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> Tensor | None:
         """Write the files; return the logits (N, K) of a teacher that has one for each class, if this process has every text."""
-        device = next(teacher.parameters()).device
         layers = self.hidden_layers, self.score_layers, self.relation_layers
         buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, BATCH, shuffle=False)]
         logits: list[Tensor | None] = [None] * len(self.lengths)
         label = f"teacher outputs, {sum(file.nbytes for file in files) / 1e6:,.0f} MB"
-
-        def answer(batch: Batch) -> tuple[list[Tensor | None], list[Tensor | None]]:
-            out = teacher_forward(teacher, {k: v.to(device) for k, v in batch.items()}, *layers)
-            square = [out.scores[m] for m in self.score_layers] + [out.relations[m] for m in self.relation_layers]
-            square = [group_heads(one, self.heads) for one in square]
-            parts = [out.hidden_states[m] for m in self.hidden_layers], square
-            kinds = [torch.stack(part, 1).half().cpu() if part else None for part in parts]
-            return kinds, [*out.logits.cpu()] if out.logits is not None and out.logits.ndim == 2 else [None] * len(batch["rows"])
-
+        answer = functools.partial(self._answers, teacher, layers, self.heads)
         release_freed_memory()
         for rows in tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False):
             for part, (kinds, whole) in train.in_parts(examples.collate(rows), answer):
