@@ -16,7 +16,7 @@ PYTHON = (3, 10)  # the oldest that runs the package
 MODULES = (
     "typecheck", "errors", "proofs", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
     "attention", "config", "bert", "text", "foreign", "encoders", "measure", "files", "datasets", "metrics", "checkpoint", "onednn",
-    "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
+    "rows", "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
     "structure", "prune", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
     "checks", "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip

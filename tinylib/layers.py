@@ -280,14 +280,15 @@ class TeacherOutputs:
         """Return the outputs of some rows, padded with zeros to ``length`` tokens, in float32."""
         K, S = len(self.hidden_layers), len(self.score_layers) + len(self.relation_layers)
         extra, unpack = self.format.extra, self.format.unpack
-        states = torch.zeros(K, len(rows), length, self.width)
-        square = torch.zeros(S, len(rows), self.heads, length, length)
+        states = torch.empty(K, len(rows), length, self.width)
+        square = torch.empty(S, len(rows), self.heads, length, length)
         for i, row in enumerate(rows):
             n = self.lengths[row]
             own, pairs = (
                 torch.from_numpy(file[offsets[row] : offsets[row + 1]])
                 for file, offsets in zip((self.hidden, self.square), self.offsets, strict=True)
             )
+            states[:, i, n:] = square[:, i, :, n:] = square[:, i, :, :n, n:] = 0.0
             if K:
                 states[:, i, :n] = unpack(own.view(K, n, self.width + extra))
             if S:

@@ -83,7 +83,7 @@ def attention_loss(
     _check_mask("attention_loss", mask, difference[:, 0])
     pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
     # filled before squaring, as in _masked_mean_square; the same pairs count in every head
-    kept = difference.masked_fill(~pairs, 0.0)
+    kept = difference.masked_fill_(~pairs, 0.0)  # in place: nobody else reads the difference
     return kept.square().sum() / (pairs.sum().clamp(min=1) * difference.shape[1])
 
 
@@ -203,7 +203,7 @@ def _masked_mean_square(difference: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return difference.square().mean()
     # Filled before squaring, not multiplied after: the padding may hold NaN or inf, whose gradient would be NaN too.
-    kept = difference.masked_fill(~mask[..., None], 0.0)
+    kept = difference.masked_fill_(~mask[..., None], 0.0)  # in place: nobody else reads the difference
     return kept.square().sum() / (mask.sum().clamp(min=1) * difference.shape[-1])
 
 

@@ -21,6 +21,7 @@ from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
 from tinylib.paging import release_freed_memory
+from tinylib.rows import row_gradients
 from tinylib.text import Encoded, LengthBuckets, pad
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
@@ -192,7 +193,9 @@ def fit(
         history.seconds = before + time.perf_counter() - started
         state.save(step, finished=step == total)  # a finished run needs AdamW's moments no more
 
-    with _own_randomness(accelerator.device, seed), interrupt.deferred(), _left_in_evaluation(model):
+    # data parallelism exchanges dense gradients
+    rows = row_gradients(model) if processes.count() == 1 else contextlib.nullcontext()
+    with _own_randomness(accelerator.device, seed), interrupt.deferred(), _left_in_evaluation(model), rows:
         step = state.load() if state.exists() else 0
         if step and hasattr(after_step, "resume"):
             after_step.resume(model, step)
