@@ -19,6 +19,24 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 
 
+def _teacher_logits() -> set[Path]:
+    from tinylib import models
+
+    return set(models.cache_folder().glob("products/teacher-logits/[!.]*"))
+
+
+def pytest_sessionstart(session) -> None:
+    """Note which logits of teachers lie in the user's cache."""
+    session.config.own_logits = _teacher_logits()
+
+
+def pytest_sessionfinish(session) -> None:
+    """Take those of the tests' own small teachers away; processes of pytest-xdist leave it to the one that began them."""
+    if not hasattr(session.config, "workerinput"):
+        for folder in _teacher_logits() - session.config.own_logits:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Give the course's folder."""

@@ -112,7 +112,9 @@ TAUGHT = lines("".join("".join(cell["source"]) + "\n" for cell in LESSON["cells"
 @pytest.mark.parametrize("line", [*README, *TAUGHT], ids=" ".join)
 def test_each_line_that_is_taught_starts_as_many_processes_as_it_says(line, tmp_path):
     """Two machines are this one, twice, with a process each."""
-    (tmp_path / "who.py").write_text("import os\nprint(os.environ.get('RANK'), os.environ.get('WORLD_SIZE'))\n")
+    # in one write each: the launcher switches buffers off, and two processes that print share a line
+    who = "(os.environ['RANK'] + ' ' + os.environ['WORLD_SIZE'] + os.linesep).encode()"
+    (tmp_path / "who.py").write_text(f"import os\nos.write(1, {who})\n")
     number = next(line.index(name) + 1 for name in ("--num_processes", "--nproc-per-node") if name in line)
     line = list(line)
     if "--num_machines" in line and "HOST" in line:

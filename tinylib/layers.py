@@ -241,7 +241,9 @@ class TeacherOutputs:
         label = f"teacher outputs, {sum(file.nbytes for file in files) / 1e6:,.0f} MB"
         answer = functools.partial(self._answers, teacher, layers, self.heads)
         release_freed_memory()
-        for rows in tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False):
+        for done, rows in enumerate(tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False)):
+            if done % train.RELEASE_EVERY == 0:
+                release_freed_memory()
             for part, (kinds, whole) in train.in_parts(examples.collate(rows), answer):
                 for i, row in enumerate(part["rows"].tolist()):
                     n, logits[row] = self.lengths[row], whole[i]

@@ -25,6 +25,7 @@ from tinylib.rows import row_gradients
 from tinylib.text import Encoded, LengthBuckets, pad
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
+RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -212,6 +213,8 @@ def fit(
                 history.record(done)
                 if after_step:
                     after_step(model, step)
+                if step % RELEASE_EVERY == 0:
+                    release_freed_memory()
                 bar.set_postfix(loss=f"{done['loss']:.3f}", refresh=False)
                 bar.update()
                 if after_epoch and measure_every and (step % measure_every == 0 or step == total):
