@@ -119,18 +119,18 @@ def validation_losses(
 ) -> dict[str, float]:
     """Return each unweighted loss by layer over ``settings.validation`` held-out sequences (``Corpus.spread``).
 
-    Each is the mean over all real tokens, or pairs of them, however they fall into batches.
+    Each is the mean of the batches' losses, a batch counting by its real tokens.
     """
-    chosen, weights = held_out.spread(settings.validation), fitting(teacher, Weights())
-    loss, count = matching_loss(teacher, layer_map, weights, by_layer=True), counts_of(weights)
-    device, sums, counted = next(pair.parameters()).device, {}, {}
+    chosen = held_out.spread(settings.validation)
+    loss = matching_loss(teacher, layer_map, Weights(), by_layer=True)
+    device, sums, count = next(pair.parameters()).device, {}, 0
     for batch in loader(chosen, settings.batch_size, shuffle=False):
         batch = {name: value.to(device) for name, value in batch.items()}
+        n = int(batch["mask"].sum())
+        count += n
         for (name, m), value in loss(pair, batch).items():
-            n, key = count(name, batch), f"{name} {m}"
-            sums[key] = sums.get(key, 0.0) + n * value.item()
-            counted[key] = counted.get(key, 0) + n
-    return {key: total / counted[key] for key, total in sums.items()}
+            sums[f"{name} {m}"] = sums.get(f"{name} {m}", 0.0) + n * value.item()
+    return {name: total / count for name, total in sums.items()}
 
 
 def save(result: Result, teacher: Teacher, folder: Path, card: dict) -> None:
