@@ -592,3 +592,17 @@ def test_set_dropout_reaches_every_dropout_and_leaves_the_config():
     assert model.config.hidden_dropout_prob == 0.1
     with pytest.raises(UserError, match=r"p=1\.0 must be at least 0 and below 1"):
         model.set_dropout(1.0)
+
+
+def test_loading_and_asking_a_model_loads_no_compiler(tmp_path):
+    """PyTorch's compiler takes a second and sixty megabytes to load; a model without memory must not ask for it."""
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=30)
+    Bert(config, torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "model")
+    code = f"""
+import sys, torch
+from tinylib.bert import Bert
+with torch.inference_mode():
+    Bert.from_pretrained({str(tmp_path / "model")!r})(torch.ones(1, 4, dtype=torch.long))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

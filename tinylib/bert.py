@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tinylib import models
 from tinylib.attention import MultiHeadAttention
@@ -111,6 +112,15 @@ class EncoderLayer(nn.Module):
         x = self.attention_norm(x + self.dropout(attended))
         transformed = self.down(F.gelu(self.up(x), approximate=self.gelu))
         return self.ffn_norm(x + self.dropout(transformed)), scores
+
+
+class _Undrawn(TorchFunctionMode):
+    """While this is entered no initial weights are drawn: for tensors without memory PyTorch would load its compiler for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class Bert(nn.Module):
@@ -254,7 +264,7 @@ class Bert(nn.Module):
         """Return the tensors of a file under our names; raise UserError if they are not those of this config."""
         path, where, found = folder / "model.safetensors", str(folder / "config.json"), {}
         check_depth(where, config.num_hidden_layers, stored)
-        with torch.device("meta"):  # shapes alone: no memory is taken before the file is known to fill it
+        with torch.device("meta"), _Undrawn():  # shapes alone: no memory is taken before the file is known to fill it
             own = cls(config).state_dict()
         plain = {to_hf(name): name for name in own}
         for name, tensor in stored.items():
