@@ -266,9 +266,10 @@ def main(chosen: list[str]) -> int:
     print(f"{'function':<28}{'mutants':>8}{'killed':>8}{'equivalent':>12}{'survived':>10}{'seconds':>9}")
     for name in chosen or TARGETS:
         started = time.perf_counter()
-        if not passes(TARGETS[name]):
-            print(f"{name}: its tests fail without any mutant; mend them first", file=sys.stderr)
-            return 1
+        for when in ("", " when they run a second time in one process"):  # as they do with each mutant, which would seem noticed
+            if not passes(TARGETS[name]):
+                print(f"{name}: its tests fail{when} without any mutant; mend them first", file=sys.stderr)
+                return 1
         count, alive = examine(name)
         same = [m for m in alive if (name, m.change) in EQUIVALENT]
         new = [m for m in alive if (name, m.change) not in EQUIVALENT]
