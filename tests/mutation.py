@@ -47,6 +47,7 @@ class Target:
 STEPS = "plain_loop or memory or parts or number or adamw or minimised or loss or stopped or frozen"
 DRAWN = "draw or algorithm or probability or max_length or says or longer"
 BUCKETS = "row or seed or padding or short or unshuffled or stopped"
+READ = "test_train.py test_robust.py test_bad_checkpoints.py"
 KEPT = "run_s or (checkpoint or resumed or killed or good) and not bad_checkpoints"
 TARGETS = {
     "attend": Target("attention", "attend", "test_attention.py"),
@@ -62,7 +63,7 @@ TARGETS = {
     "RowGradient": Target("rows", "RowGradient.__call__", "test_rows.py"),
     "train._split": Target("train", "_split", "test_train.py test_robust.py", "parts"),
     "Checkpoint._age": Target("checkpoint", "Checkpoint._age", "test_train.py test_robust.py", KEPT),
-    "Checkpoint._newest_whole": Target("checkpoint", "Checkpoint._newest_whole", "test_train.py test_bad_checkpoints.py", KEPT),
+    "Checkpoint._newest_whole": Target("checkpoint", "Checkpoint._newest_whole", READ, KEPT),
     "checkpoint._read": Target("checkpoint", "_read", "test_train.py test_bad_checkpoints.py", KEPT),
     "pad": Target("text", "pad", "test_text.py", "padd"),
     "LengthBuckets._batches": Target("text", "LengthBuckets._batches", "test_text.py", BUCKETS),

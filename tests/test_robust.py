@@ -251,10 +251,28 @@ def test_the_last_good_checkpoint_takes_a_damaged_one_s_place(tmp_path, harm):
     if harm is not Path.unlink:  # a kill between two renames leaves none of the newest name, which is no damage
         assert len(said) == 1
         assert re.search(r"run\.safetensors is damaged \(.*\): going on from the one before it, of step 8$", said[0])
+    else:
+        assert said == []
     assert steps[0] == 9
     assert same(whole, resumed)
     assert (found.losses, found.measured) == (told.losses, told.measured)
     assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"], "a finished run needs one"
+
+
+@pytest.mark.parametrize(("kill", "kept"), [(11, [10, 8]), (13, [12, 10])])
+@pytest.mark.filterwarnings("ignore::tinylib.errors.UserNote")
+def test_after_a_damaged_checkpoint_two_good_ones_are_kept_again(tmp_path, kill, kept):
+    """The first one saved takes the damaged one's place, and moves on from there as any other."""
+    file, older = tmp_path / "run.safetensors", tmp_path / "run.1.safetensors"
+    stopped_run(file)  # of steps 10 and 8
+    flip(file)
+    stopped_run(file, kill)
+    assert [json.loads(load_run(path)["run"])["step"] for path in (file, older)] == kept
+
+
+def load_run(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def test_two_damaged_checkpoints_are_a_sentence(tmp_path):

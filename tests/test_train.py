@@ -558,7 +558,7 @@ def test_a_float16_gradient_that_overflows_ends_the_run_only_when_its_loss_is_sc
     own, stepped = model(), []
 
     class Scaled:
-        scaler = SimpleNamespace(get_scale=lambda: scale)
+        scaler, device = SimpleNamespace(get_scale=lambda: scale), torch.device("cpu")
 
         def backward(self, loss):
             loss.backward()
