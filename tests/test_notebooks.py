@@ -92,6 +92,25 @@ each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{
 # -- every lesson ------------------------------------------------------------
 
 
+DERIVATION = re.compile(r"(?:#+ |\*\*)Derivation (\d+):")  # a heading, or bold
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_every_derivation_is_proved_by_numbers_before_the_next_one(path):
+    numbers, proved = [], []
+    for cell in NOTEBOOKS[path].cells:
+        if cell.cell_type == "markdown":
+            for number in DERIVATION.findall(cell.source):
+                numbers.append(int(number))
+                proved.append(False)
+        elif proved and "proof" in tags(cell):
+            proved[-1] |= bool(re.search(r"\bassert\b|three_ways\(", cell.source))
+    assert numbers == list(range(1, len(numbers) + 1)), "derivations are numbered from 1 on"
+    assert numbers or path.stem.startswith("00"), "a lesson derives something"
+    assert all(proved), f"no cell tagged proof asserts anything after derivation {numbers[proved.index(False)]}"
+
+
+
 @each_lesson
 def test_the_lesson_can_be_committed(path):
     assert not faults(path, NOTEBOOKS[path])
