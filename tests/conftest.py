@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 
 
 def _teacher_logits() -> set[Path]:
-    from tinylib import models
+    from tinylib import models  # here: what the variables above switch on must come first
 
     return set(models.cache_folder().glob("products/teacher-logits/[!.]*"))
 
@@ -33,8 +33,10 @@ def pytest_sessionstart(session) -> None:
 def pytest_sessionfinish(session) -> None:
     """Take those of the tests' own small teachers away; processes of pytest-xdist leave it to the one that began them."""
     if not hasattr(session.config, "workerinput"):
+        from tinylib import models
+
         for folder in _teacher_logits() - session.config.own_logits:
-            shutil.rmtree(folder, ignore_errors=True)
+            models.take_away(folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ nbval runs the lessons (`make test`); what stands here needs no kernel. The conv
 - One of the first three markdown cells names the lesson before, by number or by a link.
 - A term of the glossary is linked where the lesson that defines it first says it in prose (the opening, headings and
   code do not count).
+- A derivation is `**Derivation 3: what of.**` or a heading of that form, numbered from 1 on; a cell tagged `proof` after it,
+  before the next one, asserts it in numbers.
 - The last markdown cell links to a later lesson: `[Next: ...](05_magnitude_pruning.ipynb)`.
 
 An exercise is a row of cells in this order, with other cells between them if need be:

@@ -74,16 +74,11 @@ def test_a_step_that_fails_leaves_nothing_in_the_next_one():
     first, second = batches(2)
     with row_gradients(model, least=1):
         model(first).backward()
-        model.word.weight.grad.fill_(torch.nan)  # all of it: as a loss that was not finite leaves the rows it read
-        model.zero_grad()
-        model(first).backward()  # the rows that were noted are cleared, and these alone had been written
-        written = model.word.weight.grad[first.unique()]
-        assert written.isfinite().all()
-    plain(second).backward()
-    with row_gradients(model, least=1):  # a new run has a new buffer
+        model.word.weight.grad[first.unique()] = torch.nan  # what a loss that is no number writes
         model.zero_grad()
         model(second).backward()
-        assert torch.equal(model.word.weight.grad, plain.word.weight.grad)
+    plain(second).backward()
+    assert torch.equal(model.word.weight.grad, plain.word.weight.grad)
 
 
 def test_afterwards_everything_is_as_it_was():

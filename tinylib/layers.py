@@ -30,7 +30,7 @@ from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
 from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_heads, hidden_loss, match_heads
-from tinylib.paging import forget_pages, release_freed_memory
+from tinylib.paging import RELEASE_EVERY, forget_pages, release_freed_memory
 from tinylib.rowwise import Format, format_of
 from tinylib.stored import read_json, read_tensors
 from tinylib.student import automatic_start, start_basis
@@ -240,9 +240,8 @@ class TeacherOutputs:
         logits: list[Tensor | None] = [None] * len(self.lengths)
         label = f"teacher outputs, {sum(file.nbytes for file in files) / 1e6:,.0f} MB"
         answer = functools.partial(self._answers, teacher, layers, self.heads)
-        release_freed_memory()
         for done, rows in enumerate(tqdm([rows for rows in buckets if rows], desc=label, unit="batch", leave=False)):
-            if done % train.RELEASE_EVERY == 0:
+            if done % RELEASE_EVERY == 0:  # before the first one, too
                 release_freed_memory()
             for part, (kinds, whole) in train.in_parts(examples.collate(rows), answer):
                 for i, row in enumerate(part["rows"].tolist()):

@@ -18,6 +18,7 @@ from tinylib import models
 LEAST = 50_000_000  # bytes; below, the file is not worth its trouble
 SPARE = 4  # the file is not necessary, and checkpoints are: it must not take their room
 ALIGNED = 64  # bytes: where a tensor may begin in the file
+RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
 
 
 @contextlib.contextmanager

@@ -20,12 +20,11 @@ from tinylib import interrupt, onednn, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
-from tinylib.paging import release_freed_memory
+from tinylib.paging import RELEASE_EVERY, release_freed_memory
 from tinylib.rows import row_gradients
 from tinylib.text import Encoded, LengthBuckets, pad
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")
-RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
