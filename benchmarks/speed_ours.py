@@ -19,7 +19,7 @@ from speed_meter import Meter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tinylib import layers, measure, paging, train
+from tinylib import layers, measure, onednn, paging, train
 from tinylib.bert import Bert
 from tinylib.losses import soft_target_loss
 from tinylib.text import Encoded, LengthBuckets
@@ -153,7 +153,9 @@ def floor_student(job: dict, meter: Meter) -> None:
     optimizer = train.adamw(student, 5e-5)
 
     def step(ids: Tensor) -> None:
-        student(ids).logits.square().mean().backward()
+        with onednn.products():
+            loss = student(ids).logits.square().mean()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -180,8 +182,9 @@ def floor_matching(job: dict, meter: Meter) -> None:
             numbers, None, dict.fromkeys(wanted.teacher_hidden, ready(B, T, config.hidden_size)),
             dict.fromkeys(wanted.teacher_scores, ready(B, H, T, T)),
         )  # fmt: skip
-        said = student(ids, keep_hidden=wanted.hidden, keep_scores=wanted.scores)
-        parts = layers.intermediate_losses(said, told, None, layer_map, both.projections, layers.Weights())
+        with onednn.products():
+            said = student(ids, keep_hidden=wanted.hidden, keep_scores=wanted.scores)
+            parts = layers.intermediate_losses(said, told, None, layer_map, both.projections, layers.Weights())
         sum(parts.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinylib import layers, onednn
+from tinylib import layers, onednn, train
 from tinylib.bert import Bert
 from tinylib.config import BertConfig
+from tinylib.text import Encoded
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")), reason="torch has no oneDNN here"
@@ -47,19 +48,84 @@ def test_a_product_is_that_of_float64_to_within_rounding(asked, shape, bias):
 
 
 @needs_onednn
-def test_what_wants_a_gradient_or_is_not_float32_stays_with_pytorch(asked):
+def test_what_is_not_float32_or_has_no_rows_stays_with_pytorch(asked):
+    x, weight = numbers(5, 7), numbers(11, 7)
+    with torch.inference_mode(), onednn.OneDNN():
+        double = F.linear(x.double(), weight.double())
+        F.linear(x[0], weight)
+        F.linear(x[:0], weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            F.linear(x, weight)
+    assert torch.equal(double, x.double() @ weight.double().T)
+    assert not asked
+
+
+@needs_onednn
+def test_a_small_product_with_a_gradient_stays_with_pytorch(asked):
+    with onednn.OneDNN():
+        F.linear(numbers(5, 7), numbers(11, 7).requires_grad_()).sum().backward()
+    assert not asked
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (2, 3, 4, 7), (1, 1, 7)])
+@pytest.mark.parametrize("wanted", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_are_those_of_float64_to_within_rounding_and_only_those_wanted(asked, monkeypatch, shape, wanted, turned):
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    given = numbers(*shape), numbers(11, 7), numbers(11)
+    towards = numbers(*shape[:-1], 11)
+    found = []
+    for dtype, mode in ((torch.float64, nullcontext()), (torch.float32, onednn.OneDNN())):
+        x, weight, bias = (one.to(dtype).requires_grad_(want) for one, want in zip(given, wanted, strict=True))
+        with mode:
+            # turned: a gradient that does not lie row by row in memory, as a transposition further on gives
+            y = F.linear(x, weight, bias)
+        y.backward(towards.to(dtype).transpose(0, -1).contiguous().transpose(0, -1) if turned else towards.to(dtype))
+        found.append([y, x.grad, weight.grad, bias.grad])
+    for exact, ours in zip(*found, strict=True):
+        assert (exact is None) == (ours is None)
+        assert exact is None or (ours.dtype == torch.float32 and torch.allclose(ours.double(), exact, atol=1e-5))
+    assert len(asked) == 1 + sum(wanted[:2])
+
+
+@needs_onednn
+def test_a_frozen_input_without_bias_gets_the_weights_gradient(monkeypatch):
+    monkeypatch.setattr(onednn, "LEAST", 1)
     x, weight = numbers(5, 7), numbers(11, 7).requires_grad_()
     with onednn.OneDNN():
         F.linear(x, weight).sum().backward()
     assert torch.allclose(weight.grad, x.sum(0).expand(11, 7), atol=1e-5)
-    with torch.inference_mode(), onednn.OneDNN():
-        double = F.linear(x.double(), weight.detach().double())
-        F.linear(x[0], weight.detach())
-        F.linear(x[:0], weight.detach())
-        with torch.autocast("cpu", torch.bfloat16):
-            F.linear(x, weight.detach())
-    assert torch.equal(double, x.double() @ weight.detach().double().T)
-    assert not asked
+
+
+@needs_onednn
+def test_a_gradient_of_a_gradient_is_refused_and_not_wrong(monkeypatch):
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    x, weight = numbers(5, 7).requires_grad_(), numbers(11, 7).requires_grad_()
+    with onednn.OneDNN():
+        (gradient,) = torch.autograd.grad(F.linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@needs_onednn
+def test_training_takes_it_forward_and_backward_and_learns_the_same(asked, monkeypatch):
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    config = BertConfig.parse("2x24", head="classification", labels=("a", "b"), hidden_dropout_prob=0.1)
+    ids = tuple(torch.randint(5, 90, (6,), generator=torch.Generator().manual_seed(n)) for n in range(8))
+    texts = train.Examples(Encoded(ids, tuple(torch.zeros_like(row) for row in ids)), torch.arange(8) % 2)
+    learnt = {}
+    for faster in (True, False):
+        monkeypatch.setattr(onednn, "is_faster", lambda faster=faster: faster)
+        model = Bert(config, torch.Generator().manual_seed(0))
+        history = train.fit(model, train.loader(texts, 4), train.classification_loss, epochs=2, lr=1e-3)
+        learnt[faster] = history.losses["loss"]
+        if faster:
+            # per step 6 products a layer, pooler and classifier: forward, to the input, to the weight
+            assert len(asked) == 4 * 3 * (2 * 6 + 2)
+    assert len(asked) == 4 * 3 * (2 * 6 + 2)
+    assert learnt[True] == pytest.approx(learnt[False], rel=1e-4)
+    assert learnt[True][0] != learnt[True][-1]
 
 
 @needs_onednn
@@ -89,6 +155,18 @@ def test_its_products_are_counted_as_pytorchs_own_are(shape):
                 F.linear(x, weight, bias)
             counted.append(counter.get_total_flops())
         assert counted == [2 * x.numel() * 11] * 2  # 2 operations for each multiply-add
+
+
+@needs_onednn
+def test_so_are_those_of_the_gradients(monkeypatch):
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    counted = []
+    for mode in (onednn.OneDNN(), nullcontext()):
+        x, weight = numbers(5, 7).requires_grad_(), numbers(11, 7).requires_grad_()
+        with FlopCounterMode(display=False) as counter, mode:
+            F.linear(x, weight).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert counted == [3 * 2 * 5 * 7 * 11] * 2
 
 
 @pytest.mark.parametrize(

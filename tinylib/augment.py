@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tinylib import onednn
 from tinylib.bert import Bert
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
@@ -264,9 +265,10 @@ class BlankFiller:
         """Return the K likeliest tokens of each row, and whether rounding may have decided between the last and the next."""
         batch = pad(encoded, rows)
         places = torch.tensor([questions[row][1] for row in rows], device=self.device)
-        logits = self.model.token_logits(
-            self._encode(batch["ids"].to(self.device), batch["mask"].to(self.device), places)
-        )
+        with onednn.products():
+            logits = self.model.token_logits(
+                self._encode(batch["ids"].to(self.device), batch["mask"].to(self.device), places)
+            )
         best = logits.masked_fill(self.unfit, -torch.inf).topk(self.settings.candidates + 1)
         close = best.values[:, -2] - best.values[:, -1] < TIE
         return best.indices[:, :-1].tolist(), close.tolist()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinylib import cards, measure, models
+from tinylib import cards, measure, models, onednn
 from tinylib import corpus as corpora
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
@@ -128,7 +128,9 @@ def validation_losses(
         batch = {name: value.to(device) for name, value in batch.items()}
         n = int(batch["mask"].sum())
         count += n
-        for (name, m), value in loss(pair, batch).items():
+        with onednn.products():
+            losses = loss(pair, batch)
+        for (name, m), value in losses.items():
             sums[f"{name} {m}"] = sums.get(f"{name} {m}", 0.0) + n * value.item()
     return {name: total / count for name, total in sums.items()}
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tinylib import cards, models
+from tinylib import cards, models, onednn
 from tinylib import corpus as corpora
 from tinylib.bert import Bert
 from tinylib.corpus import Corpus
@@ -126,8 +126,9 @@ def accuracy(
         ids = batch["ids"]
         places = (torch.rand(ids.shape, generator=random) < settings.share) & batch["mask"] & ~torch.isin(ids, special)
         masked = torch.where(places, tokenizer.mask_token_id, ids).to(device)
-        hidden = model.encode(masked, batch["mask"].to(device), batch["segments"].to(device)).hidden
-        logits, truth = model.token_logits(hidden[places.to(device)]).cpu(), ids[places]
+        with onednn.products():
+            hidden = model.encode(masked, batch["mask"].to(device), batch["segments"].to(device)).hidden
+            logits, truth = model.token_logits(hidden[places.to(device)]).cpu(), ids[places]
         best = logits.topk(max(tops), dim=-1).indices
         for top in tops:
             hits[top] += int((best[:, :top] == truth[:, None]).any(-1).sum())

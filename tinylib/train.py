@@ -246,7 +246,8 @@ class Losses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch by name."""
-        return self.loss_fn(self.model, batch)
+        with onednn.products():
+            return self.loss_fn(self.model, batch)
 
 
 class Step:
