@@ -61,13 +61,45 @@ class _Linear(torch.autograd.Function):
         (x, weight), (to_x, to_weight, to_bias) = ctx.saved_tensors, ctx.needs_input_grad
         rows = dy.flatten(0, -2)
         return (
-            _product(rows, weight.T).view_as(x) if to_x else None,
-            _product(rows.T, x.flatten(0, -2).T) if to_weight else None,
+            _product(dy, weight.T) if to_x else None,
+            _sum_over_rows(rows, x.flatten(0, -2)) if to_weight else None,
             rows.sum(0) if to_bias else None,
         )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x·Wᵀ + b. What is left over of ``_whole`` rows is padded or computed by PyTorch, whichever copies less."""
+    rows = x.flatten(0, -2)
+    n, (out, width) = len(rows), weight.shape
+    whole, unit = _whole(n)
+    if whole == n:
+        y = _onednn(rows, weight, bias)
+    elif width <= out:
+        y = _onednn(F.pad(rows, (0, 0, 0, whole + unit - n)), weight, bias)[:n]
+    else:
+        rest = rows[whole:] @ weight.T
+        y = torch.cat((_onednn(rows[:whole], weight, bias), rest if bias is None else rest.add_(bias)))
+    return y.unflatten(0, x.shape[:-1])
+
+
+def _sum_over_rows(dy: Tensor, x: Tensor) -> Tensor:
+    """Return dyᵀ·x."""
+    whole, _ = _whole(len(x))
+    total = _onednn(dy[:whole].T, x[:whole].T)
+    return total if whole == len(x) else total.addmm_(dy[whole:].T, x[whole:])
+
+
+def _whole(n: int) -> tuple[int, int]:
+    """Return the greatest multiple of ``unit`` that n holds, and the unit: the power of two that is an eighth of n or less.
+
+    oneDNN compiles a program for each shape that it meets and keeps it: a millisecond, and up to a megabyte. Batches come in
+    hundreds of shapes; so rounded, in eight between any number and its double.
+    """
+    unit = 1 << max(n.bit_length() - 4, 0)
+    return n - n % unit, unit
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
