@@ -1,5 +1,8 @@
 """oneDNN's products: the same numbers as PyTorch's own, used where they are meant to be and nowhere else."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -169,6 +172,60 @@ def test_so_are_those_of_the_gradients(monkeypatch):
     assert counted == [3 * 2 * 5 * 7 * 11] * 2
 
 
+@pytest.mark.parametrize(("n", "whole", "unit"), [(1, 1, 1), (16, 16, 2), (17, 16, 2), (800, 768, 64), (2047, 1920, 128)])
+def test_rows_are_rounded_to_an_eighth_of_an_octave(n, whole, unit):
+    assert onednn._whole(n) == (whole, unit)
+
+
+def test_eight_shapes_stand_between_a_number_of_rows_and_its_double():
+    for low in (64, 1024):
+        assert len({onednn._whole(n)[0] for n in range(low, 2 * low)}) == 8
+    assert all(n - n // 8 <= onednn._whole(n)[0] <= n for n in range(1, 5000))
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 16, 33, 100, 127])
+@pytest.mark.parametrize(("width", "out"), [(7, 11), (11, 7)])  # one pads the rows, the other computes what is left over
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_left_over_of_the_rounded_rows_counts_too(asked, monkeypatch, rows, width, out, bias):
+    monkeypatch.setattr(onednn, "LEAST", 1)
+    given = numbers(rows, width), numbers(out, width), *([numbers(out)] if bias else [])
+    found = []
+    for dtype, mode in ((torch.float64, nullcontext()), (torch.float32, onednn.OneDNN())):
+        own = [one.to(dtype).requires_grad_() for one in given]
+        with mode:
+            y = F.linear(*own)
+        y.backward(numbers(rows, out).to(dtype))
+        found.append([y, *(one.grad for one in own)])
+    for exact, ours in zip(*found, strict=True):
+        assert ours.shape == exact.shape
+        assert torch.allclose(ours.double(), exact, atol=1e-4)
+    assert len(asked) == 3
+
+
+MANY_SHAPES = """
+import os, torch, torch.nn.functional as F
+from tinylib import onednn
+if __name__ == "__main__":
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = onednn.PROGRAMS
+    torch.set_num_threads(1)
+    weight, held = torch.randn(64, 64), []
+    with torch.inference_mode(), onednn.OneDNN():
+        for start in (32, 2000):  # the second time nothing but new shapes
+            for n in range(start, start + 1500):
+                F.linear(torch.zeros(n, 64), weight)
+            held.append(int(open("/proc/self/statm").read().split()[1]) * 4096)
+    print((held[1] - held[0]) / 1e6)
+"""
+
+
+@needs_onednn
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_many_shapes_do_not_fill_the_memory():
+    done = subprocess.run([sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # 1000 MB and more if every shape were compiled and kept
+
+
 @pytest.mark.parametrize(
     ("vendor", "capability", "wanted"),
     [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False), ("", "DEFAULT", False)],
@@ -177,9 +234,11 @@ def test_it_is_chosen_by_the_processor_so_that_a_resumed_run_chooses_alike(monke
     monkeypatch.setattr(onednn, "_processor", lambda: f"vendor_id : {vendor}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     onednn.is_faster.cache_clear()
     try:
         assert onednn.is_faster() is wanted
+        assert os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == (onednn.PROGRAMS if wanted else None)
         assert isinstance(onednn.products(), onednn.OneDNN if wanted else nullcontext)
     finally:
         onednn.is_faster.cache_clear()

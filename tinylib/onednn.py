@@ -7,6 +7,7 @@ On older ones (Zen 4) less is won. The results differ by rounding alone.
 """
 
 import functools
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
+PROGRAMS = "32"  # that oneDNN keeps compiled: those of one training step, of 1024 that it would keep else, half a megabyte each
 LEAST = 1 << 22  # multiply-adds of a product with a gradient; what a smaller one would win, its way through Python costs
 
 
@@ -25,7 +27,10 @@ LEAST = 1 << 22  # multiply-adds of a product with a gradient; what a smaller on
 def is_faster() -> bool:
     """Tell whether this is a processor on which oneDNN's float32 products are the faster ones."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+    faster = known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+    if faster:  # oneDNN reads this when it compiles its first program
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PROGRAMS)
+    return faster
 
 
 def _processor() -> str:
@@ -92,8 +97,8 @@ def _sum_over_rows(dy: Tensor, x: Tensor) -> Tensor:
 def _whole(n: int) -> tuple[int, int]:
     """Return the greatest multiple of ``unit`` that n holds, and the unit: the power of two that is an eighth of n or less.
 
-    oneDNN compiles a program for each shape that it meets and keeps it: a millisecond, and up to a megabyte. Batches come in
-    hundreds of shapes; so rounded, in eight between any number and its double.
+    oneDNN compiles a program for each shape that it meets, which takes up to a millisecond, and keeps the last ones. Batches come
+    in hundreds of shapes; so rounded, in eight between any number and its double.
     """
     unit = 1 << max(n.bit_length() - 4, 0)
     return n - n % unit, unit
