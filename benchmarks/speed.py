@@ -44,7 +44,7 @@ class Settings:
     rounds: int = 5
     steps: int = 4  # of training a turn
     warmup: int = 2  # steps before the first round, not counted
-    calls: int = 10  # forward passes a turn
+    calls: int = 30  # forward passes a turn: the first ones find the caches full of the others' numbers
     length: int = 128  # of the text that inference reads
     threads: int = 2
     sentences: int = 40  # that augmentation reads a round

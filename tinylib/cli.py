@@ -241,8 +241,6 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, ValueError):  # a notebook's has no such method; one may be closed, or None
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are not about this program
-    # oneDNN keeps compiled products for the last 1024 shapes; batches of changing lengths filled 10 GB with them
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         args = build_parser().parse_args(argv)
         name = f"tinylib {args.command}"

@@ -19,7 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
-PROGRAMS = "32"  # that oneDNN keeps compiled: those of one training step, of 1024 that it would keep else, half a megabyte each
+# oneDNN keeps the programs that it compiled for the last 1024 shapes, half a megabyte each and far more in bfloat16; batches of
+# changing lengths filled 10 GB with them. 32 are those of one training step. It reads this when it compiles its first one.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 LEAST = 1 << 22  # multiply-adds of a product with a gradient; what a smaller one would win, its way through Python costs
 
 
@@ -27,10 +30,7 @@ LEAST = 1 << 22  # multiply-adds of a product with a gradient; what a smaller on
 def is_faster() -> bool:
     """Tell whether this is a processor on which oneDNN's float32 products are the faster ones."""
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    faster = known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
-    if faster:  # oneDNN reads this when it compiles its first program
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PROGRAMS)
-    return faster
+    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
 
 
 def _processor() -> str:
