@@ -153,7 +153,7 @@ def floor_student(job: dict, meter: Meter) -> None:
     optimizer = train.adamw(student, 5e-5)
 
     def step(ids: Tensor) -> None:
-        with onednn.products():
+        with onednn.products(ids.device):
             loss = student(ids).logits.square().mean()
         loss.backward()
         optimizer.step()
@@ -182,7 +182,7 @@ def floor_matching(job: dict, meter: Meter) -> None:
             numbers, None, dict.fromkeys(wanted.teacher_hidden, ready(B, T, config.hidden_size)),
             dict.fromkeys(wanted.teacher_scores, ready(B, H, T, T)),
         )  # fmt: skip
-        with onednn.products():
+        with onednn.products(ids.device):
             said = student(ids, keep_hidden=wanted.hidden, keep_scores=wanted.scores)
             parts = layers.intermediate_losses(said, told, None, layer_map, both.projections, layers.Weights())
         sum(parts.values()).backward()

@@ -63,10 +63,12 @@ def test_what_is_not_float32_or_has_no_rows_stays_with_pytorch(asked):
 
 
 @needs_onednn
-def test_a_small_product_with_a_gradient_stays_with_pytorch(asked):
+@pytest.mark.parametrize(("least", "times"), [(5 * 7 * 11, 2), (5 * 7 * 11 + 1, 0), (onednn.LEAST, 0)])
+def test_a_product_with_a_gradient_that_is_too_small_stays_with_pytorch(asked, monkeypatch, least, times):
+    monkeypatch.setattr(onednn, "LEAST", least)
     with onednn.OneDNN():
         F.linear(numbers(5, 7), numbers(11, 7).requires_grad_()).sum().backward()
-    assert not asked
+    assert len(asked) == times
 
 
 @needs_onednn
@@ -199,7 +201,9 @@ def test_what_is_left_over_of_the_rounded_rows_counts_too(asked, monkeypatch, ro
     for exact, ours in zip(*found, strict=True):
         assert ours.shape == exact.shape
         assert torch.allclose(ours.double(), exact, atol=1e-4)
-    assert len(asked) == 3
+    whole, unit = onednn._whole(rows)
+    up = whole if whole == rows else whole + unit  # what is padded is padded to the next rounded number and no further
+    assert [shape[0] for shape in asked] == [up if width < out else whole, whole if width < out else up, out]
 
 
 MANY_SHAPES = """
@@ -235,6 +239,7 @@ def test_it_is_chosen_by_the_processor_so_that_a_resumed_run_chooses_alike(monke
     onednn.is_faster.cache_clear()
     try:
         assert onednn.is_faster() is wanted
-        assert isinstance(onednn.products(), onednn.OneDNN if wanted else nullcontext)
+        assert isinstance(onednn.products(torch.device("cpu")), onednn.OneDNN if wanted else nullcontext)
+        assert isinstance(onednn.products(torch.device("cuda")), nullcontext)  # beside a GPU it would only cost time
     finally:
         onednn.is_faster.cache_clear()

@@ -265,7 +265,7 @@ class BlankFiller:
         """Return the K likeliest tokens of each row, and whether rounding may have decided between the last and the next."""
         batch = pad(encoded, rows)
         places = torch.tensor([questions[row][1] for row in rows], device=self.device)
-        with onednn.products():
+        with onednn.products(self.device):
             logits = self.model.token_logits(
                 self._encode(batch["ids"].to(self.device), batch["mask"].to(self.device), places)
             )

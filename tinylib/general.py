@@ -128,7 +128,7 @@ def validation_losses(
         batch = {name: value.to(device) for name, value in batch.items()}
         n = int(batch["mask"].sum())
         count += n
-        with onednn.products():
+        with onednn.products(device):
             losses = loss(pair, batch)
         for (name, m), value in losses.items():
             sums[f"{name} {m}"] = sums.get(f"{name} {m}", 0.0) + n * value.item()

@@ -128,7 +128,7 @@ def teacher_forward(
         raise UserError(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
         )
-    with torch.inference_mode(), onednn.products():
+    with torch.inference_mode(), onednn.products(batch["ids"].device):
         return teacher(
             batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores, keep_relations=relations
         )

@@ -126,7 +126,7 @@ def accuracy(
         ids = batch["ids"]
         places = (torch.rand(ids.shape, generator=random) < settings.share) & batch["mask"] & ~torch.isin(ids, special)
         masked = torch.where(places, tokenizer.mask_token_id, ids).to(device)
-        with onednn.products():
+        with onednn.products(device):
             hidden = model.encode(masked, batch["mask"].to(device), batch["segments"].to(device)).hidden
             logits, truth = model.token_logits(hidden[places.to(device)]).cpu(), ids[places]
         best = logits.topk(max(tops), dim=-1).indices

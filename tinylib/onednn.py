@@ -123,9 +123,9 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)
 
 
-def products() -> AbstractContextManager:
-    """Return what to compute a model in: oneDNN's products where they are faster, else PyTorch's choice.
+def products(device: torch.device) -> AbstractContextManager:
+    """Return what to compute a model on this device in: oneDNN's products on a CPU where they are faster, else PyTorch's choice.
 
     Gradients may be taken outside of it. There are first ones only: a gradient of a gradient raises RuntimeError.
     """
-    return OneDNN() if is_faster() else nullcontext()
+    return OneDNN() if device.type == "cpu" and is_faster() else nullcontext()

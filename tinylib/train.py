@@ -246,7 +246,7 @@ class Losses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a batch by name."""
-        with onednn.products():
+        with onednn.products(batch["ids"].device):
             return self.loss_fn(self.model, batch)
 
 
@@ -424,7 +424,7 @@ def predict(
     logits: list[Tensor] = [torch.empty(0)] * len(own)
 
     def answer(batch: Batch) -> Tensor:
-        with onednn.products():
+        with onednn.products(device):
             return model(batch["ids"].to(device), batch["mask"].to(device), batch["segments"].to(device)).logits.cpu()
 
     try:
