@@ -92,7 +92,7 @@ EQUIVALENT = {
     ("Step._take", "1 → 2 in processes.count() == 1"): ALONE,
     ("Step._take", "1 → 0 in processes.count() == 1"): ALONE,
     ("RowGradient", "0 → -1 in table.grad._indices()[0]"): "a table's sparse gradient has one row of places",
-    ("onednn._product", "LtE → Lt in width <= out"): "where both are as wide, both ways copy as much",
+    ("onednn._product", "LtE → Lt in if width <= out:"): "where both are as wide, both ways copy as much",
     ("onednn._fits", "0 → 1 in x.numel() > 0"): "a product of one number is the same by PyTorch",
     ("OneDNN", "0 → -1 in bias[0]"): "there is one bias at most",
     ("train._split", "True → False in zip(batch, values, strict=True)"): AS_LONG,
