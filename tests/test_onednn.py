@@ -209,15 +209,14 @@ def test_what_is_left_over_of_the_rounded_rows_counts_too(asked, monkeypatch, ro
 MANY_SHAPES = """
 import torch, torch.nn.functional as F
 from tinylib import onednn
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    weight, held = torch.randn(64, 64), []
-    with torch.inference_mode(), onednn.OneDNN():
-        for start in (32, 2000):  # the second time nothing but new shapes
-            for n in range(start, start + 1500):
-                F.linear(torch.zeros(n, 64), weight)
-            held.append(int(open("/proc/self/statm").read().split()[1]) * 4096)
-    print((held[1] - held[0]) / 1e6)
+torch.set_num_threads(1)
+weight, held = torch.randn(64, 64), []
+with torch.inference_mode(), onednn.OneDNN():
+    for start in (32, 2000):  # the second time nothing but new shapes
+        for n in range(start, start + 1500):
+            F.linear(torch.zeros(n, 64), weight)
+        held.append(int(open("/proc/self/statm").read().split()[1]) * 4096)
+print((held[1] - held[0]) / 1e6)
 """
 
 

@@ -3,7 +3,8 @@
 PyTorch gives float32 products on x86 to Intel's MKL, which uses AVX-512 on Intel's processors only. oneDNN uses it on all; both are
 part of PyTorch. On processors of AMD's with AVX-512 (Zen 5) it takes half the time for each of a layer's three products: the
 forward one, and those with which the gradient goes on to the input and to the weight (800 tokens, widths 312 to 3072, two threads).
-On older ones (Zen 4) less is won. The results differ by rounding alone.
+On another of AMD's with AVX-512 a teacher of BERT-base's size answered 1.12 to 1.18 times as fast (one thread, beside other work).
+The results differ by rounding alone.
 """
 
 import functools
@@ -19,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
-# oneDNN keeps the programs that it compiled for the last 1024 shapes, half a megabyte each and far more in bfloat16; batches of
-# changing lengths filled 10 GB with them. 32 are those of one training step. It reads this when it compiles its first one.
+# oneDNN keeps the programs that it compiled for the last 1024 shapes, half a megabyte each or more; batches of changing lengths
+# filled 10 GB with them. 32 are about those of one training step. It reads this when it compiles its first one.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 LEAST = 1 << 22  # multiply-adds of a product with a gradient; what a smaller one would win, its way through Python costs
