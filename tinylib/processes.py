@@ -63,6 +63,10 @@ def start() -> None:
     """
     if count() > 1:
         import torch
+
+        # once imported it keeps the group of that moment as the default of its functions; then gloo's threads outlive the group,
+        # and one that gives a tensor back while Python ends aborts the process after all its work. Here there is no group yet.
+        import torch.distributed.nn
         from accelerate.state import PartialState
 
         cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
