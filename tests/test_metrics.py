@@ -1,6 +1,8 @@
 """Metrics against scikit-learn, SciPy and the binomial formula; every refusal is a sentence."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,3 +195,9 @@ def test_scores_as_tensors_and_lists_give_the_same():
 def test_scores_that_are_none_are_refused(call, sentence):
     with pytest.raises(UserError, match=sentence):
         call()
+
+
+def test_training_loads_no_scikit_learn():
+    """It takes half a second and sixty megabytes, which stand beside what training takes."""
+    code = "import sys, tinylib.distill, tinylib.metrics; sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

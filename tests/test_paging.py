@@ -108,6 +108,35 @@ print(before - resident())
     assert abs(after) < 20e6
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_dropped_tensors_leave_no_holes():
+    code = """
+import random
+from pathlib import Path
+
+import torch
+
+from tinylib.paging import release_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+release_freed_memory()
+random.seed(0)
+torch.ones(8_000_000)  # 32 MB: what is freed raises the limit above which glibc, left to itself, maps a block
+kept, before = [], resident()
+for _ in range(12):  # batches whose tensors differ in size, and after each something small that stays
+    large = []
+    for _ in range(8):
+        large.append(torch.ones(random.randrange(1_100_000, 6_000_000)))
+        kept.append(torch.ones(20_000))
+    del large
+print(resident() - before - sum(t.nbytes for t in kept))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10e6
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process' memory is told by /proc")
 def test_pages_of_a_file_that_was_written_or_read_are_not_kept(tmp_path):
     def held() -> float:
