@@ -101,7 +101,7 @@ class BertConfig:
 
     @classmethod
     def tinybert6(cls, **changes) -> "BertConfig":
-        """Return 6 layers, 768 wide: 67 M parameters (Jiao et al. 2020, section 4.1)."""
+        """Return 6 layers, 768 wide: 67 M parameters (Jiao et al. 2020, section 4.2)."""
         return cls(**({"num_hidden_layers": 6} | changes))
 
     @classmethod

@@ -256,7 +256,7 @@ def _teacher_folder(prepared: Prepared, seed: int) -> Path:
     }  # fmt: skip
 
     def make(folder: Path) -> None:
-        print("no fine-tuned teacher in the cache yet: making it once, 6 to 11 minutes on two cores")
+        print("no fine-tuned teacher in the cache yet: making it once, 4 to 11 minutes on two cores")
         model, history = fine_tune(
             prepared,
             sizes.base,

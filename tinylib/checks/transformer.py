@@ -323,7 +323,7 @@ def _count_slips(config: BertConfig) -> dict[str, int]:
         ),
         "The pooler, a linear map from C to C on top of [CLS], is missing.": right - C * C - C,
         "The pooler's bias is missing.": right - C,
-        "That is the table of words alone. Two more tables, L layers and the pooler are to come.": V * C,
+        "That is the table of words alone. Two more tables, their LayerNorm, L layers and the pooler are to come.": V * C,
         "The table of positions is missing.": right - P * C,
         "The table of segments is missing.": right - S * C,
         "Positions and segments have tables too.": right - (P + S) * C,
