@@ -90,7 +90,7 @@ results: setup ## for maintainers: measure the course's students over three seed
 ablations: setup ## for maintainers: what each part of the recipe is worth, over three seeds (hours; resumable)
 	$(BIN)/python benchmarks/ablations.py
 
-stage1: setup ## for maintainers: what makes general distillation better at equal cost (an hour; resumable)
+stage1: setup ## for maintainers: what makes general distillation better at equal cost, over three seeds (hours; resumable)
 	$(BIN)/python benchmarks/stage1.py
 
 structured: setup ## for maintainers: the student without heads, neurons or layers, over three seeds (an hour or more; resumable)

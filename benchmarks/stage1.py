@@ -147,7 +147,7 @@ def recipe(settings: general.Settings, given: Materials, precision: str) -> dict
 
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
-    parser = options(__doc__, variants(), seeds=[0])
+    parser = options(__doc__, variants(), seeds=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
