@@ -7,7 +7,7 @@ compare variants with the same map. All share the second yardstick: one epoch of
 close the student is to its teacher. Two rows without stage 1 and the shipped student show the scale.
 
 Writes data/results/stage1.json after each run; a run that the file already holds (same settings, corpus, data and precision)
-is not repeated. Options: --steps, --seeds 0, --only NAME …, --precision, --out FILE.
+is not repeated. Options: --steps, --seeds 0 1 2, --only NAME …, --precision, --out FILE.
 """
 
 import tempfile
