@@ -93,11 +93,16 @@ def forget_pages(*arrays: np.ndarray) -> None:
 def release_freed_memory() -> None:
     """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one.
 
-    From the first call on, large blocks go back by themselves as soon as they are dropped (``_c_library``).
+    From the first call on, large blocks go back by themselves as soon as they are dropped (``map_large_blocks``).
     """
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """Let each large block go back to the system by itself, as soon as it is dropped, from here on."""
+    _c_library()
 
 
 @functools.cache

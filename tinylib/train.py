@@ -20,7 +20,7 @@ from tinylib import interrupt, onednn, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
-from tinylib.paging import RELEASE_EVERY, release_freed_memory
+from tinylib.paging import RELEASE_EVERY, map_large_blocks, release_freed_memory
 from tinylib.rows import row_gradients
 from tinylib.text import Encoded, LengthBuckets, pad
 
@@ -418,6 +418,7 @@ def predict(
     """
     if not len(encoded):
         raise UserError("there are no texts to predict from; give at least one")
+    map_large_blocks()
     shared = shared and len(encoded) >= processes.count() > 1
     own = processes.owned(range(len(encoded))) if shared else list(range(len(encoded)))
     training, device = model.training, next(model.parameters()).device
