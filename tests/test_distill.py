@@ -3,9 +3,7 @@
 import functools
 import inspect
 import math
-import os
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinylib import distill, layers, models, paging, train
+from tinylib import distill, layers, measure, models, paging, train
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
@@ -755,11 +753,9 @@ def test_a_run_without_a_prediction_step_asks_for_no_logits(teacher, tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is told by /proc")
-def test_bert_base_teaches_tinybert4_in_a_gigabyte_and_a_half(tmp_path):
+def test_bert_base_teaches_tinybert4_in_a_gigabyte_and_a_half(tmp_path, monkeypatch):
     """The peak of both steps, the filling of the cache included, at the shapes and the longest batches of the benchmark."""
     code = """
-from pathlib import Path
-
 import torch
 
 from tinylib import distill
@@ -772,8 +768,7 @@ teacher = Bert(BertConfig.bert_base(head="classification", labels=("no", "yes"))
 ids = tuple(torch.randint(1000, 30_000, (n,), generator=g) for n in (24, 33, 47, 64) for _ in range(32))
 texts = Examples(Encoded(ids, tuple(torch.zeros_like(row) for row in ids)))
 distill.distill(teacher, texts, distill.Settings(start="random", epochs_intermediate=2, epochs_prediction=1))
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
-    alone = os.environ | {"TINYLIB_HOME": str(tmp_path), "TINYLIB_TYPECHECK": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, text=True, check=True)
-    assert 1024 * int(done.stdout.split()[-1]) <= 1.5e9
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("TINYLIB_TYPECHECK", "0")
+    assert measure.process_memory(code) <= 1.5e9

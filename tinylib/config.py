@@ -95,7 +95,7 @@ class BertConfig:
 
     @classmethod
     def tinybert4(cls, **changes) -> "BertConfig":
-        """Return 4 layers, 312 wide, 12 heads, FFN 1200: 14.4 M parameters (Jiao et al. 2020, sec. 4.1)."""
+        """Return 4 layers, 312 wide, 12 heads, FFN 1200: 14.4 M parameters (Jiao et al. 2020, sec. 4.2)."""
         sizes = {"hidden_size": 312, "num_hidden_layers": 4, "intermediate_size": 1200}
         return cls(**(sizes | changes))
 

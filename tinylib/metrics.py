@@ -1,8 +1,8 @@
 """How good a classifier or a regression is, how sure that is, and whether another one is really better.
 
-scikit-learn and SciPy underneath, imported where they are needed: both take half a second and 60 MB, which a training does
-without. Labels and predictions are class numbers 0, 1, 2, …, of a regression scores, as tensors
-(on any device), arrays or lists, one a text.
+scikit-learn and SciPy underneath, imported where they are needed: they take half a second and sixty megabytes, which a
+training does without. Labels and predictions are class numbers 0, 1, 2, …, of a regression scores, as tensors (on any
+device), arrays or lists, one a text.
 """
 
 from collections.abc import Callable, Sequence

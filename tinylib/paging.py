@@ -20,7 +20,8 @@ LEAST = 50_000_000  # bytes; below, the file is not worth its trouble
 SPARE = 4  # the file is not necessary, and checkpoints are: it must not take their room
 ALIGNED = 64  # bytes: where a tensor may begin in the file
 LARGE = 4 << 20  # bytes of a block that is mapped by itself; at 1 MB a step took half as long again, for all its page faults
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MOST = -1, -3, 32 << 20  # glibc's malloc.h
+KEPT = 64 << 20  # bytes that may stay free at the heap's end: where glibc's own rule would end
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
 
 
@@ -93,29 +94,26 @@ def forget_pages(*arrays: np.ndarray) -> None:
 def release_freed_memory() -> None:
     """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one.
 
-    From the first call on, large blocks go back by themselves as soon as they are dropped (``map_large_blocks``).
+    From the first call on, large blocks go back by themselves (``map_large_blocks``).
     """
+    map_large_blocks()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def map_large_blocks() -> None:
-    """Let each large block go back to the system by itself, as soon as it is dropped, from here on."""
-    _c_library()
-
-
 @functools.cache
-def _c_library() -> ctypes.CDLL | None:
-    """Return the C library, told to map each large block by itself.
+def map_large_blocks() -> None:
+    """Let the C library map each large block by itself from here on, so that it goes back as soon as it is dropped.
 
     glibc does so at first, and raises the limit up to 32 MB as blocks are freed. Batches differ in length, so their tensors differ
     in size; out of one heap, what is freed comes to lie in pieces that the next batch's tensors do not fit, and the heap grows.
     """
-    if os.name != "posix":
-        return None
-    library = ctypes.CDLL(None)
+    library = _c_library()
     if hasattr(library, "malloc_trim") and hasattr(library, "mallopt"):  # glibc's: another library's numbers may mean other things
         library.mallopt(M_MMAP_THRESHOLD, LARGE)
-        library.mallopt(M_TRIM_THRESHOLD, 2 * M_MMAP_MOST)  # where glibc's own rule would end
-    return library
+        library.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if os.name == "posix" else None
