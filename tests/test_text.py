@@ -69,6 +69,20 @@ def test_of_a_pair_the_longer_text_is_cut_first(tokenizer):
     assert encoded.lengths.tolist() == [20]
 
 
+@pytest.mark.parametrize("together", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("paired", [False, True])
+def test_how_many_texts_are_tokenized_at_a_time_changes_nothing(tokenizer, monkeypatch, together, paired):
+    texts = ["a dog runs " * n for n in range(1, 8)]
+    pairs = texts[::-1] if paired else None
+    whole = text.encode(tokenizer, texts, pairs, max_length=12)
+    monkeypatch.setattr(text, "TOGETHER", together)
+    parts = text.encode(tokenizer, texts, pairs, max_length=12)
+    assert [row.tolist() for row in parts.ids] == [row.tolist() for row in whole.ids]
+    assert [row.tolist() for row in parts.segments] == [row.tolist() for row in whole.segments]
+    assert (len(parts), parts.truncated) == (7, whole.truncated)
+    assert whole.truncated > 0
+
+
 def test_no_texts_are_no_rows(tokenizer):
     assert len(text.encode(tokenizer, [])) == 0
     assert text.encode(tokenizer, []).lengths.tolist() == []

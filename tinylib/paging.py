@@ -6,6 +6,7 @@ import functools
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,11 +93,13 @@ def forget_pages(*arrays: np.ndarray) -> None:
 
 
 def release_freed_memory() -> None:
-    """Give the memory of dropped tensors back to the system, as far as this platform's C library lets one.
+    """Give the memory of dropped tensors and tables back to the system, as far as this platform's C library lets one.
 
     From the first call on, large blocks go back by themselves (``map_large_blocks``).
     """
     map_large_blocks()
+    if (arrow := sys.modules.get("pyarrow")) is not None:  # data sets were read by it, into a heap of its own
+        arrow.default_memory_pool().release_unused()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)

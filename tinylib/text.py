@@ -17,6 +17,7 @@ from tinylib.errors import UserError
 from tinylib.stored import first_line
 
 POOL = 64  # batches' worth of texts sorted together: enough for little padding, few enough to stay shuffled
+TOGETHER = 1000  # texts tokenized at a time: what a tokenizer notes of each token takes far more room than its number
 
 
 def load_tokenizer(source: str | Path):
@@ -100,16 +101,21 @@ def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = N
         raise UserError(f"{len(texts)} texts and {len(text_pairs)} text_pairs: give one of each a row")
     if not len(texts):
         return Encoded((), (), pad_id=tokenizer.pad_token_id or 0)
-    pairs = None if text_pairs is None else list(text_pairs)
-    rows = tokenizer(list(texts), pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
-    ids = tuple(torch.tensor(r, dtype=torch.long) for r in rows["input_ids"])
     # Segments that the tokenizer would not give of itself (DistilBERT's) stay 0: a model that is used without this package
     # would not see them either.
     given = int("token_type_ids" in tokenizer.model_input_names)
-    segments = tuple(torch.tensor(r, dtype=torch.long) * given for r in rows["token_type_ids"])
-    # what was cut off is kept there, of pairs too; a text of exactly max_length tokens leaves nothing
-    cut = sum(bool(row.overflowing) for row in rows.encodings)
-    return Encoded(ids, segments, pad_id=tokenizer.pad_token_id or 0, truncated=cut)
+    ids: list[Tensor] = []
+    segments: list[Tensor] = []
+    cut = 0
+    for start in range(0, len(texts), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        pairs = None if text_pairs is None else list(text_pairs[part])
+        rows = tokenizer(list(texts[part]), pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
+        ids += [torch.tensor(row, dtype=torch.long) for row in rows["input_ids"]]
+        segments += [torch.tensor(row, dtype=torch.long) * given for row in rows["token_type_ids"]]
+        # what was cut off is kept there, of pairs too; a text of exactly max_length tokens leaves nothing
+        cut += sum(bool(row.overflowing) for row in rows.encodings)
+    return Encoded(tuple(ids), tuple(segments), pad_id=tokenizer.pad_token_id or 0, truncated=cut)
 
 
 def pad(encoded: Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
