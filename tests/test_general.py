@@ -76,6 +76,21 @@ def same(one: general.Result, two: general.Result) -> bool:
     return all(torch.equal(tensor, b.state_dict()[name]) for a, b in pairs for name, tensor in a.state_dict().items())
 
 
+def test_a_masked_lm_teaches_without_its_head_and_twice_the_same(place, parts, tmp_path, monkeypatch):
+    """Its logits over the vocabulary are read by no loss, and its student has no pooler to save."""
+    config = Bert.from_pretrained(place / "base").config.replace(head="masked_lm")
+    teacher = Bert(config, torch.Generator().manual_seed(0)).eval()
+    teacher.tokenizer_folder = place / "base"
+    monkeypatch.setattr(Bert, "token_logits", lambda *_: pytest.fail("the head was run"))
+    for name in ("one", "two"):
+        torch.rand(1)  # the global generator goes on
+        result = general.distill_general(teacher, parts, SETTINGS)
+        card = general.card_of(result, SETTINGS, "base", str(place / "text.txt"), 1234, "a test", "tinylib general")
+        general.save(result, teacher, tmp_path / name, card)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
 def test_the_card_tells_licence_size_and_latency(saved):
     told, page = general.card(saved), (saved / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(page.split("---\n")[1])

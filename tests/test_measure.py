@@ -183,3 +183,4 @@ def test_the_operations_of_matching_are_those_that_torch_counts():
             run()
         found.append(counter.get_total_flops() / T)
     assert list(flops_per_token(teacher, student, T)) == found
+    assert list(flops_per_token(teacher.replace(head="masked_lm"), student, T)) == found, "no loss reads a masked LM's head"

@@ -138,7 +138,8 @@ def validation_losses(
 def save(result: Result, teacher: Teacher, folder: Path, card: dict) -> None:
     """Write a general student in float16: a bare encoder, its projections, the tokenizer and the card (general.json)."""
     usual = {name: getattr(BertConfig, name) for name in ("hidden_dropout_prob", "attention_probs_dropout_prob")}
-    bare = Bert(result.student.config.replace(head=None, labels=(), **usual))
+    # seeded: a student of a masked LM has no pooler, and the same run must write the same file
+    bare = Bert(result.student.config.replace(head=None, labels=(), **usual), torch.Generator().manual_seed(0))
     bare.load_state_dict({n: t for n, t in result.student.state_dict().items() if n in bare.state_dict()}, strict=False)
     bare.tokenizer_folder = result.student.tokenizer_folder
     bare.save_pretrained(folder, dtype=torch.float16)

@@ -129,9 +129,18 @@ def teacher_forward(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
         )
     with torch.inference_mode(), onednn.products(batch["ids"].device):
-        return teacher(
-            batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores, keep_relations=relations
-        )
+        return outputs(teacher, batch, hidden, scores, relations)
+
+
+def outputs(
+    model: Teacher, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
+) -> BertOutput:
+    """Run a model for what losses compare: these layers' outputs, and the logits of its classes if it has any.
+
+    A masked-LM head is left out: over a whole vocabulary it costs as much as three of BERT-base's layers, and no loss reads it.
+    """
+    run = model.encode if model.config.head == "masked_lm" else model
+    return run(batch["ids"], batch["mask"], batch["segments"], keep_hidden=hidden, keep_scores=scores, keep_relations=relations)
 
 
 @dataclass(frozen=True)
@@ -476,10 +485,7 @@ def matching_loss(
             told = teacher_forward(
                 teacher, batch, wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
             )
-        said = pair.student(
-            batch["ids"], batch["mask"], batch["segments"],
-            keep_hidden=wanted.hidden, keep_scores=wanted.scores, keep_relations=wanted.relations,
-        )  # fmt: skip
+        said = outputs(pair.student, batch, wanted.hidden, wanted.scores, wanted.relations)
         return measure(said, told, batch["mask"], layer_map, pair.projections, weights)
 
     return losses

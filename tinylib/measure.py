@@ -69,12 +69,14 @@ def flops(config: BertConfig, length: int, batch: int = 1) -> int:
 def flops_per_token(teacher: BertConfig, student: BertConfig, length: int) -> tuple[float, float]:
     """Return the forward FLOPs of matching layers, a token of a text of ``length``: the teacher's; the student's with projections.
 
-    The student has no head, and a projection to the teacher's width for its embeddings and each layer (Jiao et al. 2020, eq. 8).
-    A step takes the first once and the second three times, as a backward pass costs two forward ones.
+    Both run without a masked-LM head (``layers.outputs``) and the student without any; it has a projection to the teacher's
+    width for its embeddings and each layer (Jiao et al. 2020, eq. 8). A step takes the first once and the second three times, as
+    a backward pass costs two forward ones.
     """
     encoder = student.replace(head=None, labels=())
+    told = teacher.replace(head=None) if teacher.head == "masked_lm" else teacher
     projections = 2 * (student.num_hidden_layers + 1) * student.hidden_size * teacher.hidden_size
-    return flops(teacher, length) / length, flops(encoder, length) / length + projections
+    return flops(told, length) / length, flops(encoder, length) / length + projections
 
 
 def weight_bytes(model: nn.Module) -> int:
