@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast test-lowest fuzz mutants mutation coverage audit distill notebooks results ablations stage1 structured bench colab pins clean
+.PHONY: help setup lab test test-fast test-lowest fuzz mutants mutation gpu-lessons coverage audit distill notebooks results ablations stage1 structured bench colab pins clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ coverage: setup ## lines of tinylib that the tests run, in one process (half an 
 
 test-lowest: ## the fast tests with the oldest packages that pyproject.toml allows, torch excepted, in .venv-lowest
 	@python="$(PYTHON)"; OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 "$${python:-python3}" notebooks/tools/lowest.py -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+gpu-lessons: setup ## the lessons in the gpu tier, beside a GPU played on the CPU (hours; some: make gpu-lessons LESSONS=notebooks/06_*.ipynb)
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m lessons_on_gpu $(abspath $(wildcard $(LESSONS)))
 
 mutation: setup ## mutation tests of the ten most important functions: a table of mistakes that the tests notice (half an hour)
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m mutation $(TARGETS)
