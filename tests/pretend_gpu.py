@@ -28,12 +28,10 @@ CUDA = torch.device("cuda", 0)
 # What copies between devices, or takes indices from the CPU, on a real GPU too.
 CROSSING = {"aten::_has_compatible_shallow_copy_type", "aten::copy_", "aten::_to_copy", "aten::_copy_from"}
 INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
-GETTERS = {
-    torch.Tensor.device.__get__: lambda there: CUDA if there else torch.device("cpu"),
-    torch.Tensor.is_cuda.__get__: lambda there: there,
-    torch.Tensor.is_cpu.__get__: lambda there: not there,
-    torch.Tensor.get_device: lambda there: 0 if there else -1,
-}
+THERE = {  # what a tensor on the GPU says of itself
+    torch.Tensor.device.__get__: CUDA, torch.Tensor.is_cuda.__get__: True, torch.Tensor.is_cpu.__get__: False,
+    torch.Tensor.get_device: 0,
+}  # fmt: skip
 TO_NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
@@ -72,8 +70,8 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if (told := GETTERS.get(func)) is not None:
-            return told(self.marks.has(args[0]))
+        if func in THERE and self.marks.has(args[0]):
+            return THERE[func]
         if func in TO_NUMPY and self.marks.has(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy: use Tensor.cpu() first")
         there = bool(args) and isinstance(args[0], Tensor) and self.marks.has(args[0])

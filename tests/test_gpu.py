@@ -29,6 +29,7 @@ def test_a_tensor_lies_where_it_was_put_and_what_is_made_of_it_beside_it():
         back = there.cpu()
         for made in (back, there.to("cpu"), torch.ones(2), torch.zeros(2).to(back), torch.zeros_like(there, device="cpu")):
             assert made.device == CPU
+        assert torch.ones(2, device="meta").device.type == "meta"
         back[0, 0] = 7
         assert there[0, 0] == 0, "a copy on the CPU is no view"
         layer = torch.nn.Linear(3, 2).to("cuda")
