@@ -465,8 +465,11 @@ def test_starts_fall_back_as_far_as_the_teacher_asks(folders):
     roberta, deberta = (encoders.load(folders[name]) for name in ("roberta", "deberta-v2"))
     assert [automatic_start(roberta, 16), automatic_start(deberta, 16)] == ["teacher", "embeddings"]
     settings = distill.Settings(student="2x16")
-    assert distill.first_student(roberta, settings)[1] is None
-    assert distill.first_student(deberta, settings)[1] is None
+    for teacher in (roberta, deberta):
+        student, projections = distill.first_student(teacher, settings)
+        fresh = layers.first_projections(teacher, student.config, "general", 0)
+        pairs = zip(projections.parameters(), fresh.parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs), "no general student is shipped for it"
     with pytest.raises(UserError, match="layers of a 'deberta-v2' model cannot be cut to size; choose start='embeddings'"):
         distill.first_student(deberta, settings.replace(start="teacher"))
     with pytest.warns(UserNote, match=f"a student of width 64 is wider than its teacher \\({C}\\), so it starts from random"):

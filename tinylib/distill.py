@@ -187,8 +187,8 @@ def distill_prediction(
         )  # fmt: skip
 
 
-def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections | None]:
-    """Return the student that ``settings.start`` asks for and, with a general student, the projections that came with it."""
+def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections]:
+    """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones."""
     config = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, config, settings.layer_map)
     start = settings.start
@@ -200,7 +200,8 @@ def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projectio
         if start == "random":
             why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
             warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
-    return new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed)), None
+    student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed))
+    return student, first_projections(teacher, config, settings.start, settings.seed)
 
 
 def distill(
