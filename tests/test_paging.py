@@ -137,6 +137,16 @@ print(resident() - before - sum(t.nbytes for t in kept))
     assert int(done.stdout) < 10e6
 
 
+def test_memory_goes_back_every_fifty_batches_and_before_the_largest(monkeypatch):
+    given = []
+    monkeypatch.setattr(paging, "release_freed_memory", lambda: given.append(batch))
+    releases = paging.Releases()
+    tokens = {0: 800, 7: 2000, 20: 1499, 21: 1500, 30: 2100, 31: 1574}
+    for batch in range(102):
+        releases.before(tokens.get(batch, 500))
+    assert given == [0, 7, 21, 30, 50, 100]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process' memory is told by /proc")
 def test_pages_of_a_file_that_was_written_or_read_are_not_kept(tmp_path):
     def held() -> float:

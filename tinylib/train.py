@@ -20,7 +20,7 @@ from tinylib import interrupt, onednn, processes, sharing
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
-from tinylib.paging import RELEASE_EVERY, map_large_blocks, release_freed_memory
+from tinylib.paging import Releases, map_large_blocks
 from tinylib.rows import row_gradients
 from tinylib.text import Encoded, LengthBuckets, pad
 
@@ -177,7 +177,7 @@ def fit(
     epochs = -(-total // len(buckets))
     optimizer = adamw(model, lr, weight_decay)
     schedule = linear_schedule(optimizer, total, warmup)
-    release_freed_memory()  # what loading and measuring left behind would stand beside what training takes
+    releases = Releases()  # before the first batch, too: what loading and measuring left behind would stand beside it
     history, started = History(), time.perf_counter()
     plan = {"steps": total, "steps an epoch": len(buckets)}
     state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan=plan, scaler=accelerator.scaler)
@@ -206,14 +206,13 @@ def fit(
             model.train()
             buckets.set_epoch(epoch, start=step % len(buckets))
             for batch in batches:
+                releases.before(batch["ids"].numel())
                 done = take({name: value.to(accelerator.device) for name, value in batch.items()}, step, epoch)
                 schedule.step()
                 step += 1
                 history.record(done)
                 if after_step:
                     after_step(model, step)
-                if step % RELEASE_EVERY == 0:
-                    release_freed_memory()
                 bar.set_postfix(loss=f"{done['loss']:.3f}", refresh=False)
                 bar.update()
                 if after_epoch and measure_every and (step % measure_every == 0 or step == total):
