@@ -140,8 +140,8 @@ print(resident() - before - sum(t.nbytes for t in kept))
 def test_memory_goes_back_every_fifty_batches_and_before_the_largest(monkeypatch):
     given = []
     monkeypatch.setattr(paging, "release_freed_memory", lambda: given.append(batch))
-    releases = paging.Releases()
-    tokens = {0: 800, 7: 2000, 20: 1499, 21: 1500, 30: 2100, 31: 1574}
+    releases = paging.Releases(2000)
+    tokens = {7: 2000, 20: 1599, 21: 1600, 30: 1800}
     for batch in range(102):
         releases.before(tokens.get(batch, 500))
     assert given == [0, 7, 21, 30, 50, 100]

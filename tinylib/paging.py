@@ -24,7 +24,7 @@ LARGE = 4 << 20  # bytes of a block that is mapped by itself; at 1 MB a step too
 KEPT = 64 << 20  # bytes that may stay free at the heap's end: where glibc's own rule would end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
-LARGEST = 0.75  # of the most tokens that a batch has had: from there on it would stand beside those pieces, and make the peak
+LARGEST = 0.8  # of the most tokens that a batch can have: from there on it would stand beside those pieces, and make the peak
 
 
 @contextlib.contextmanager
@@ -107,16 +107,19 @@ def release_freed_memory() -> None:
 
 
 class Releases:
-    """When batches of changing size give memory back: every ``RELEASE_EVERY``, and before each that is among the largest."""
+    """When batches of changing size give memory back: every ``RELEASE_EVERY``, and before each that is among the largest.
 
-    def __init__(self):
-        self.batches, self.most = 0, 0
+    ``most``: the tokens of the largest batch there can be.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.batches = most, 0
 
     def before(self, tokens: int) -> None:
         """Give back what earlier batches freed, if a batch of so many tokens asks for it."""
         if self.batches % RELEASE_EVERY == 0 or tokens >= LARGEST * self.most:
             release_freed_memory()
-        self.batches, self.most = self.batches + 1, max(self.most, tokens)
+        self.batches += 1
 
 
 @functools.cache

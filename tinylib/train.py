@@ -177,7 +177,8 @@ def fit(
     epochs = -(-total // len(buckets))
     optimizer = adamw(model, lr, weight_decay)
     schedule = linear_schedule(optimizer, total, warmup)
-    releases = Releases()  # before the first batch, too: what loading and measuring left behind would stand beside it
+    # before the first batch, too: what loading and measuring left behind would stand beside it
+    releases = Releases(buckets.batch_size * int(buckets.lengths.max()) // processes.count())
     history, started = History(), time.perf_counter()
     plan = {"steps": total, "steps an epoch": len(buckets)}
     state = Checkpoint(checkpoint, model, optimizer, schedule, history, plan=plan, scaler=accelerator.scaler)
