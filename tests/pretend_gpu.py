@@ -40,6 +40,7 @@ class Marks:
 
     def __init__(self):
         self.refs: dict[int, StorageWeakRef] = {}
+        self.many = 5000  # then those of dropped storages are taken out
 
     def has(self, tensor: Tensor) -> bool:
         """Return whether a tensor lies on the GPU."""
@@ -48,8 +49,9 @@ class Marks:
 
     def put(self, tensor: Tensor) -> None:
         """Mark a tensor's storage."""
-        if len(self.refs) % 5000 == 4999:
+        if len(self.refs) >= self.many:
             self.refs = {place: ref for place, ref in self.refs.items() if not ref.expired()}
+            self.many = max(self.many, 2 * len(self.refs))
         if (storage := _storage(tensor)) is not None:
             self.refs[storage._cdata] = StorageWeakRef(storage)
 
