@@ -129,10 +129,10 @@ def teacher_forward(
             "the teacher is in training mode, so its dropout would blur what it teaches; call teacher.eval()"
         )
     with torch.inference_mode(), onednn.products(batch["ids"].device):
-        return outputs(teacher, batch, hidden, scores, relations)
+        return layer_outputs(teacher, batch, hidden, scores, relations)
 
 
-def outputs(
+def layer_outputs(
     model: Teacher, batch: Batch, hidden: Sequence[int] = (), scores: Sequence[int] = (), relations: Sequence[int] = ()
 ) -> BertOutput:
     """Run a model for what losses compare: these layers' outputs, and the logits of its classes if it has any.
@@ -485,7 +485,7 @@ def matching_loss(
             told = teacher_forward(
                 teacher, batch, wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
             )
-        said = outputs(pair.student, batch, wanted.hidden, wanted.scores, wanted.relations)
+        said = layer_outputs(pair.student, batch, wanted.hidden, wanted.scores, wanted.relations)
         return measure(said, told, batch["mask"], layer_map, pair.projections, weights)
 
     return losses

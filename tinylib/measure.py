@@ -69,7 +69,7 @@ def flops(config: BertConfig, length: int, batch: int = 1) -> int:
 def flops_per_token(teacher: BertConfig, student: BertConfig, length: int) -> tuple[float, float]:
     """Return the forward FLOPs of matching layers, a token of a text of ``length``: the teacher's; the student's with projections.
 
-    Both run without a masked-LM head (``layers.outputs``) and the student without any; it has a projection to the teacher's
+    Both run without a masked-LM head (``layers.layer_outputs``) and the student without any; it has a projection to the teacher's
     width for its embeddings and each layer (Jiao et al. 2020, eq. 8). A step takes the first once and the second three times, as
     a backward pass costs two forward ones.
     """
