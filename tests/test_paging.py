@@ -137,14 +137,23 @@ print(resident() - before - sum(t.nbytes for t in kept))
     assert int(done.stdout) < 10e6
 
 
-def test_memory_goes_back_every_fifty_batches_and_before_the_largest(monkeypatch):
+@pytest.mark.parametrize(
+    ("tokens", "when"),
+    [
+        ({}, [0, 50, 100]),
+        ({20: 1599, 30: 1600, 85: 2000}, [0, 30, 80, 85, 135]),
+        ({30: 1700, 31: 1700, 33: 1600, 39: 1700, 60: 1600}, [0, 30, 60, 110]),  # memory went back a moment ago
+        ({30: 1600, 31: 1700, 33: 1700}, [0, 30, 31, 81, 131]),  # but not for so large a batch
+        (dict.fromkeys(range(140), 1900), [0, 50, 100]),  # all are large: what one freed fits the next
+    ],
+)
+def test_memory_goes_back_every_fifty_batches_and_before_the_largest(monkeypatch, tokens, when):
     given = []
     monkeypatch.setattr(paging, "release_freed_memory", lambda: given.append(batch))
     releases = paging.Releases(2000)
-    tokens = {7: 2000, 20: 1599, 21: 1600, 30: 1800}
-    for batch in range(102):
+    for batch in range(140):
         releases.before(tokens.get(batch, 500))
-    assert given == [0, 7, 21, 30, 50, 100]
+    assert given == when
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a process' memory is told by /proc")

@@ -24,6 +24,7 @@ LARGE = 4 << 20  # bytes of a block that is mapped by itself; at 1 MB a step too
 KEPT = 64 << 20  # bytes that may stay free at the heap's end: where glibc's own rule would end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RELEASE_EVERY = 50  # batches: as they differ in size, the memory that is freed comes to lie in pieces too small for the next
+FEWEST = 10  # batches between two times: to come by memory anew costs a third of a step
 LARGEST = 0.8  # of the most tokens that a batch can have: from there on it would stand beside those pieces, and make the peak
 
 
@@ -107,19 +108,23 @@ def release_freed_memory() -> None:
 
 
 class Releases:
-    """When batches of changing size give memory back: every ``RELEASE_EVERY``, and before each that is among the largest.
+    """When batches of changing size give memory back: every ``RELEASE_EVERY``, and before one of the largest after smaller ones.
 
-    ``most``: the tokens of the largest batch there can be.
+    ``most``: the tokens of the largest batch there can be. Where all are large, what one freed fits the next.
     """
 
     def __init__(self, most: int):
-        self.most, self.batches = most, 0
+        self.most, self.large = most, False
+        self.passed, self.seen = RELEASE_EVERY, 0  # batches since memory went back, and the largest of them; the first one asks
 
     def before(self, tokens: int) -> None:
         """Give back what earlier batches freed, if a batch of so many tokens asks for it."""
-        if self.batches % RELEASE_EVERY == 0 or tokens >= LARGEST * self.most:
+        earlier, self.large = self.large, tokens >= LARGEST * self.most
+        after_smaller = tokens > self.seen or (self.passed >= FEWEST and not earlier)
+        if self.passed >= RELEASE_EVERY or (self.large and after_smaller):
             release_freed_memory()
-        self.batches += 1
+            self.passed = self.seen = 0
+        self.passed, self.seen = self.passed + 1, max(self.seen, tokens)
 
 
 @functools.cache
