@@ -1,6 +1,6 @@
 """The lessons as a GPU's owner runs them, on a machine without one: the gpu tier, beside a GPU played on the CPU (``pretend_gpu``).
 
-    make gpu-lessons                                              # all, two hours
+    make gpu-lessons                                              # all, hours
     make gpu-lessons LESSONS=notebooks/06_tinybert_losses.ipynb
 
 BERT-base and GLUE need the hub. In their place stand a model of twelve layers (MiniLM's, each twice, with the course's masked-LM

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pretend_gpu
 import pytest
 import sklearn.metrics
 import torch
@@ -144,7 +145,10 @@ def test_the_job_writes_models_table_and_figure(small, tmp_path, capsys):
 
 
 def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkeypatch):
-    """The gpu tier's own settings, one epoch a step: 12 layers of 768 → 4 of 312 on sentence pairs as GLUE names them."""
+    """The gpu tier's own settings, one epoch a step: 12 layers of 768 → 4 of 312 on sentence pairs as GLUE names them.
+
+    Beside a GPU that is played (``pretend_gpu``), which refuses what was left on the CPU.
+    """
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TINYLIB_TIER", "gpu")
     tiny = make_checkpoint(tmp_path / "tokenizer", TEXTS)
@@ -164,9 +168,11 @@ def test_the_gpu_tier_runs_with_bert_base_and_glue_shaped_files(tmp_path, monkey
         course.GPU, base=str(base), data=str(tmp_path / "glue"), teacher_epochs=1, settings=settings, masked_lm=str(base)
     )
     monkeypatch.setitem(course.TIERS, "gpu", tier)
-    prepared = course.prepare()
-    student = course.student(prepared)
-    teacher = course.teacher(prepared)
+    with pretend_gpu.present():
+        prepared = course.prepare()
+        student = course.student(prepared)
+        teacher = course.teacher(prepared)
+        assert {parameter.device.type for model in (student, teacher) for parameter in model.parameters()} == {"cuda"}
     assert (teacher.config.num_hidden_layers, teacher.config.hidden_size) == (12, 768)
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (4, 312)
     assert distill.LayerMap.uniform(12, 4) == (3, 6, 9, 12)
