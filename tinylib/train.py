@@ -171,8 +171,7 @@ def fit(
     if not len(batches.batch_sampler):
         raise UserError(f"{label}: there are no texts to learn from; give at least one")
     processes.start()
-    # every step computes the same losses, so what no loss reads (a pooler, while layers are matched) is found once, at the first
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     buckets, batches = batches.batch_sampler, _own_part(batches)
     total = steps or epochs * len(buckets)
     epochs = -(-total // len(buckets))
