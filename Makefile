@@ -50,7 +50,7 @@ test: setup ## run everything that CI checks: ruff, pytest, every lesson from to
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(PYTEST_ARGS)
 	TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -m alone $(PYTEST_ARGS)
-	$(BIN)/python notebooks/tools/check.py $(PYTEST_ARGS)
+	$(BIN)/python notebooks/tools/check.py -- $(PYTEST_ARGS)
 
 test-fast: setup ## run pytest without the slow tests and without the lessons
 	OMP_NUM_THREADS=1 TINYLIB_TYPECHECK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \

@@ -41,7 +41,7 @@ SENTENCE_END = re.compile(rf"(?:{ABBREVIATIONS}\.|[!?])[\"'”’)\]]*\s+(?=[\"'
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Split a paragraph after full stops, question and exclamation marks that an upper-case letter follows."""
+    """Split a paragraph after full stops, question and exclamation marks that a capital or a digit follows."""
     text = " ".join(paragraph.split())
     cuts = [0, *(found.end() for found in SENTENCE_END.finditer(text)), len(text)]
     return [text[a:b].strip() for a, b in zip(cuts, cuts[1:], strict=False) if text[a:b].strip()]

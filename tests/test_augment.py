@@ -483,3 +483,25 @@ def test_wrong_arguments_are_refused(model, tokenizer, vectors):
         WordVectors(["a"], torch.eye(2))
     with pytest.raises(UserError, match="'a' stands twice"):
         WordVectors(["a", "b", "a"], torch.eye(3))
+
+
+def test_a_text_of_any_length_keeps_numbers_for_the_words_in_reach_only(tokenizer, model, vectors, monkeypatch):
+    kept = []
+    for limits, method in itertools.product((few(), few(max_length=12)), (augment, augment_from_original)):
+        long = "film people bad " * 200
+        name = "_together" if method is augment else "_by_original"
+        inner = getattr(aug, name)
+
+        def watched(group, draws, *rest, inner=inner):
+            kept.append([len(numbers) for own in draws for numbers in own])
+            return inner(group, draws, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(aug, name, watched)
+            (copies,) = method([long], model, tokenizer, vectors, limits, seeded())
+        reach = limits.max_length - 2
+        changed = [a != b for copy in copies for a, b in zip(copy.split(), long.split(), strict=True)]
+        assert any(changed)
+        for copy in copies:
+            assert copy.split()[reach:] == long.split()[reach:]
+    assert max(map(max, kept)) <= 65

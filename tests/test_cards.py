@@ -1,5 +1,6 @@
 """Results that travel: the model card beside every model, what a user's text can do to it (nothing), TensorBoard's logs."""
 
+import ast
 import json
 import re
 import shlex
@@ -146,11 +147,25 @@ def test_a_card_says_how_its_model_is_loaded(place, tmp_path, method):
     assert set(transformers.pipeline("text-classification", model=folder)("a text")[0]) == {"label", "score"}
 
 
+def test_the_card_of_a_model_of_pairs_gives_it_both_texts(place, tmp_path):
+    out = tmp_path / "out"
+    rows = zip(TEXTS, reversed(TEXTS), LABELS, strict=True)
+    data = write_csv(tmp_path / "pairs.csv", rows, ("text", "text_pair", "label"))
+    command = ["teach", "--base", f"{place}/base", "--data", str(data), "--out", str(out), "--epochs", "1"]
+    assert cli.main(command) == 0
+    *_, line = [line.strip() for line in (out / "README.md").read_text(encoding="utf-8").splitlines() if "pipeline(" in line]
+    call = re.fullmatch(r'pipeline\("text-classification", model="THIS FOLDER"\)\((.+)\)', line)[1]
+    told = ast.literal_eval(call)
+    assert set(told) == {"text", "text_pair"}
+    said = transformers.pipeline("text-classification", model=str(out))(told)
+    assert set(said) == {"label", "score"}
+
+
 def test_a_plain_command_is_shown_as_code_and_runs_again(tmp_path, place):
     line = cards.command("distill", {"teacher": "t", "layer_map": (1, 2), "seed": 0, "resume": False, "general": None, "x": True})
     assert line == "tinylib distill --teacher t --layer-map 1,2 --seed 0 --x"
-    assert cards._shown(line) == f"    {line}"
-    assert not cards._shown(cards.command("teach", {"data": "a b`c"})).startswith(" ")
+    assert cards.shown(line) == f"    {line}"
+    assert not cards.shown(cards.command("teach", {"data": "a b`c"})).startswith(" ")
 
 
 @pytest.mark.parametrize(

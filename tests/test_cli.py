@@ -624,6 +624,15 @@ def test_another_s_note_cannot_command_the_terminal(monkeypatch, capsys):
     assert capsys.readouterr().err == "tinylib fetch: note: a\\x1b[31mRED\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_enough_is_no_fault(place):
+    typed = [sys.executable, "-m", "tinylib", "evaluate", "--model", f"{place}/teacher", "--data", f"{place}/films.csv", "--json"]
+    process = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CHILD, cwd=ROOT)
+    process.stdout.close()  # as head does
+    assert "pipe" not in process.stderr.read().lower()
+    assert process.wait() == 141
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_names_that_the_terminal_s_encoding_lacks(place, tmp_path, encoding, monkeypatch):
     named = with_labels(place, tmp_path / "named", ["\u574f \xe9", "\u6b63\u9762 \U0001f600"])
@@ -837,6 +846,41 @@ def wait_until(there, process, seconds=240):
     while not there() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     assert there(), "the process ended before it could be killed"
+
+
+@pytest.mark.parametrize("command", ["general", "distill"])
+def test_a_run_goes_on_with_the_files_that_it_began_with_only(place, tmp_path, monkeypatch, capsys, command):
+    """A teacher or a corpus put in another's place would mix two runs."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
+    shutil.copytree(place / "teacher", tmp_path / "teacher")
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n\n".join(TEXTS), encoding="utf-8")
+    often = ["--checkpoint-every"] if command == "general" else []
+    reads = ["--corpus", str(corpus), "--steps", "9", "--max-length", "24"] if often else ["--data", f"{place}/films.csv"]
+    typed = [command, "--teacher", f"{tmp_path}/teacher", "--student", "2x16", *reads, "--out", f"{tmp_path}/out"]
+    inner = train.Step._take
+
+    def stopping(self, batch, step, epoch):
+        if step == 5:
+            raise KeyboardInterrupt
+        return inner(self, batch, step, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Step, "_take", stopping)
+        assert cli.main([*typed, *often, *["2"] * len(often)]) == 130
+    kept = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    weights = load_file(tmp_path / "teacher" / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, tmp_path / "teacher" / "model.safetensors")
+    assert cli.main([*typed, "--resume"]) == 2
+    assert "had other settings (teacher_sha256 was" in capsys.readouterr().err
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(kept)
+    if command == "general":
+        whole = corpus.read_text(encoding="utf-8")
+        corpus.write_text(whole.replace("film", "book"), encoding="utf-8")
+        assert cli.main([*typed, "--resume"]) == 2
+        assert "had other settings (corpus_sha256 was" in capsys.readouterr().err
+        corpus.write_text(whole, encoding="utf-8")
+    assert cli.main([*typed, "--resume", *often, *["3"] * len(often)]) == 0, "how often it saves is no part of the result"
 
 
 @pytest.mark.slow

@@ -358,3 +358,25 @@ def test_the_shipped_corpus_is_clean_enough():
         first = next(corpus.documents([path]))
         assert first
         assert all(sentence.strip() == sentence for sentence in first)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_old_macs_are_no_text(tmp_path):
+    lines = ["one two", "three", "", "four"]
+    whole = [["one two", "three"], ["four"]]
+    for number, (mark, end) in enumerate(((b"", "\n"), (b"\xef\xbb\xbf", "\r\n"), (b"", "\r"), (b"\xef\xbb\xbf", "\r"))):
+        path = tmp_path / f"{number}.TXT"
+        path.write_bytes(mark + end.join(lines).encode() + end.encode())
+        assert list(corpus.documents([path])) == whole
+    (tmp_path / "folder.txt").mkdir()
+    assert [path.name for path in corpus.files(tmp_path)] == ["0.TXT", "1.TXT", "2.TXT", "3.TXT"]
+
+
+def test_a_sentence_of_any_length_is_cut_into_full_pieces_and_a_rest(base):
+    tokenizer = corpus.load_tokenizer(base)
+    for count in range(0, 14):
+        sentence = " ".join(WORDS[i % 10] for i in range(count))
+        packed = list(corpus.pack(iter([["one", sentence]]), tokenizer, 6))
+        inner = [ids[1:-1] for ids in packed]
+        assert sum(inner, []) == tokenizer.encode("one " + sentence, add_special_tokens=False)
+        assert all(len(ids) <= 4 for ids in inner)
+        assert all(len(ids) == 4 for ids in inner[1:-1])

@@ -120,6 +120,17 @@ def test_another_seed_or_setting_has_another_folder(small):
     )
 
 
+def test_texts_cut_elsewhere_have_another_teacher_and_another_folder(small, monkeypatch):
+    keys = []
+    monkeypatch.setattr(course.models, "product", lambda kind, recipe, make: keys.append(recipe) or Path())
+    usual = course.prepare()
+    for prepared in (usual, course.prepare(max_length=8), course.recode(usual, text.load_tokenizer(small.base), 8)):
+        course._teacher_folder(prepared, 0)
+    assert [key["max_length"] for key in keys] == [64, 8, 8]
+    folders = [course.run_folder("x", small.settings, own) for own in (usual, course.prepare(max_length=8))]
+    assert folders[0] != folders[1]
+
+
 def test_another_general_student_or_masked_lm_has_another_folder(small, monkeypatch):
     prepared = course.prepare()
     keys = {}
@@ -204,7 +215,7 @@ def test_the_tasks_of_glue_are_judged_as_glue_does_at_the_paper_s_lengths(task, 
     ("data", "copies", "epochs"),
     [
         ("glue/cola", 30, 50), ("glue/mnli", 10, 10), ("glue/mnli_mismatched", 10, 10), ("glue/sst2", 20, 20),
-        ("glue/qnli", 20, 10), ("films.csv", 0, 20),
+        ("glue/qnli", 20, 10), ("glue/stsb", 30, 20), ("films.csv", 0, 20),
     ],
 )
 def test_a_gpu_takes_the_paper_s_settings_for_each_task(data, copies, epochs, monkeypatch):

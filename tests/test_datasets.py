@@ -5,6 +5,8 @@ import socket
 import warnings
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -276,6 +278,62 @@ def test_glue_without_the_hub_is_a_sentence(monkeypatch):
     assert "is not a GLUE task" in refusal("glue/nonsense")
 
 
+def parquet_split(path, rows, names=None):
+    """Write a split as Hugging Face datasets does, its labels numbered by ``names``."""
+    texts, labels = zip(*rows, strict=True)
+    kind = datasets.hf.ClassLabel(names=names) if names else datasets.hf.Value("int64" if isinstance(labels[0], int) else "string")
+    features = datasets.hf.Features({"text": datasets.hf.Value("string"), "label": kind})
+    datasets.hf.Dataset.from_dict({"text": list(texts), "label": list(labels)}, features).to_parquet(path)
+
+
+def by_text(data) -> dict[str, str]:
+    names = datasets.label_names(data)
+    return {row["text"]: names[row["label"]] for part in data.values() for row in part}
+
+
+def test_splits_that_number_their_classes_differently_agree_by_name(tmp_path):
+    parquet_split(tmp_path / "train.parquet", [("a a", 1), ("a b", 0), ("a c", 2), ("a d", 1)], ["joy", "anger", "fear"])
+    parquet_split(tmp_path / "validation.parquet", [("b a", 0), ("b b", 1)], ["anger", "joy"])
+    write(tmp_path / "test.csv", frame([("c a", "fear"), ("c b", "anger")]))
+    data = datasets.load(tmp_path)
+    assert datasets.label_names(data) == ["joy", "anger", "fear"]
+    assert by_text(data) == {
+        "a a": "anger", "a b": "joy", "a c": "fear", "a d": "anger", "b a": "anger", "b b": "joy", "c a": "fear", "c b": "anger"
+    }  # fmt: skip
+    write(tmp_path / "test.csv", frame([("c a", 2), ("c b", 1)]))  # numbers without names are those of train's
+    assert by_text(datasets.load(tmp_path))["c a"] == "fear"
+    write(tmp_path / "test.csv", frame([("c a", 3)]))
+    assert "label 3 is not in" in refusal(tmp_path)
+
+
+def test_numbers_without_names_in_train_mean_what_other_splits_say(tmp_path):
+    parquet_split(tmp_path / "train.parquet", [("a a", 1), ("a b", 0), ("a c", 1)])
+    for name in ("validation", "test"):
+        parquet_split(tmp_path / f"{name}.parquet", [(f"{name} a", 0), (f"{name} b", 1)], ["bad", "good"])
+    assert datasets.label_names(datasets.load(tmp_path)) == ["0", "1"]
+    parquet_split(tmp_path / "test.parquet", [("c a", 0), ("c b", 1)], ["good", "bad"])
+    assert "label bad is not in" in refusal(tmp_path)  # 0 is bad here and good there: which is train's?
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_rows_that_become_validation_leave_each_class_one_text(tmp_path, seed):
+    rows = [(f"film number {i}", "ab"[i % 2]) for i in range(19)] + [("the only one", "c")]
+    write(tmp_path / "train.csv", frame(rows))
+    write(tmp_path / "validation.csv", frame([(f"other {i}", "ab"[i % 2]) for i in range(4)]))
+    write(tmp_path / "test.csv", frame([("hidden", -1)]))
+    with pytest.warns(UserNote, match="all labels are -1"):
+        data = datasets.load(tmp_path, seed=seed)
+    assert set(data["train"]["label"]) == {0, 1, 2}
+    assert len(data["validation"]) == 2
+
+
+def test_too_few_texts_for_a_validation_part_is_a_sentence(tmp_path):
+    write(tmp_path / "train.csv", frame([("one", "a"), ("two", "b")]))
+    write(tmp_path / "validation.csv", frame([("other", "a")]))
+    write(tmp_path / "test.csv", frame([("hidden", -1)]))
+    assert "too few to make a validation part of" in refusal(tmp_path)
+
+
 # Refusals
 
 
@@ -291,6 +349,7 @@ def test_glue_without_the_hub_is_a_sentence(monkeypatch):
             "has no column text and no column label, only 'review', 'stars': rename",
         ),
         ("a.csv", "text;label\nfine;1\n", "only 'text;label': separate the columns by commas"),
+        ("a.tsv", "text;label\nfine;1\n", "only 'text;label': separate the columns by tabs"),
         (
             "a.csv",
             "text,label\nfine,1\n\n\n ,0\n",
@@ -412,3 +471,29 @@ def test_any_bytes_are_read_or_refused_with_a_sentence(tmp_path, content, head, 
     except UserError as error:
         sentence = str(error)
     assert not sentence or str(path) in sentence
+
+
+def test_names_that_look_like_numbers_stay_as_they_are_beside_others(tmp_path):
+    rows = [(f"film {i}", name) for i, name in enumerate(["001", "1.0", "+1", "A1", "1"] * 4)]
+    assert datasets.label_names(datasets.load(write(tmp_path / "a.csv", frame(rows)))) == ["+1", "001", "1", "1.0", "A1"]
+
+
+def test_a_line_is_counted_right_behind_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,label\n\xff,1\n")
+    assert "a.csv, line 2 is not UTF-8" in refusal(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_no_line_end_lets_quotation_marks_swallow_rows(tmp_path, end):
+    lines = ["text\tlabel", '"Good film\t1', 'Bad film"\t0', "Fine\t1"]
+    (tmp_path / "a.tsv").write_bytes(end.join(lines).encode())
+    assert files.read(tmp_path / "a.tsv").texts == ['"Good film', 'Bad film"', "Fine"]
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path):
+    texts = [f"film {i}" for i in range(9)]
+    table = {"text": texts, "label": [i % 2 for i in range(9)], "map": pa.array([[("a", 1)]] * 9, pa.map_(pa.string(), pa.int64()))}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert files.read(tmp_path / "a.parquet").texts == texts
+    pq.write_table(pa.table({"review": texts, "map": table["map"]}), tmp_path / "b.parquet")
+    assert "only 'review', 'map'" in refusal(tmp_path / "b.parquet")

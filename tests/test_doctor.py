@@ -250,6 +250,17 @@ def test_a_full_disk_is_found(cache, monkeypatch, free, mark):
     assert ("free some space, or set TINYLIB_HOME" in line.text) == (mark != FINE)
 
 
+def test_files_that_were_read_take_no_memory_from_a_container(monkeypatch):
+    import psutil
+
+    told = {"memory.max": "4000000000", "memory.current": "3900000000", "memory.stat": "anon 9\ninactive_file 3400000000\n"}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9e9))
+    monkeypatch.setattr(Path, "read_text", lambda self: told[self.name])
+    assert only(doctor.memory) == (FINE, "memory: 3.5 GB free")
+    told["memory.max"] = "max"  # a container without a limit
+    assert only(doctor.memory) == (FINE, "memory: 9.0 GB free")
+
+
 def test_little_memory_is_found(monkeypatch):
     import psutil
 

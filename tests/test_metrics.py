@@ -201,3 +201,8 @@ def test_training_loads_no_scikit_learn():
     """It takes half a second and sixty megabytes, which stand beside what training takes."""
     code = "import sys, tinylib.distill, tinylib.metrics; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_bfloat16_is_a_number_too():
+    values = torch.tensor([0.5, 1.5, -2.0, 3.0])
+    assert pearson(values, values.bfloat16()) == pytest.approx(1.0)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 import types
 from dataclasses import asdict
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from test_cli import TEXTS, make_checkpoint
 
 from tinylib import corpus as corpora
-from tinylib import mlm
+from tinylib import mlm, models
 from tinylib.bert import Bert, BertConfig
 from tinylib.errors import UserError
 from tinylib.text import load_tokenizer
@@ -211,3 +212,32 @@ def test_the_card_of_a_delta_and_of_a_model_with_its_own_head(base, tmp_path, mo
     monkeypatch.setitem(mlm.SHIPPED, "minilm-l6", "head")
     assert mlm.card("minilm-l6") == TOLD | {"base": str(base)}
     assert mlm.card(str(base)) is None
+
+
+def test_the_card_names_what_loads_it_and_the_command_that_made_it(base, corpus, tmp_path):
+    model = Bert.from_pretrained(base, head="masked_lm", generator=generator())
+    mlm.save_delta(model, str(base), tmp_path / "own", TOLD | {"corpus_from": "films.txt"})
+    page = (tmp_path / "own" / "README.md").read_text(encoding="utf-8")
+    assert '`tinylib.mlm.load("THIS FOLDER")`' in page
+    assert f"python -m tinylib.mlm --base {base} --corpus films.txt --steps 7 --seed 0 --precision highest --out FOLDER" in page
+    shipped = models.shipped_folder() / mlm.SHIPPED["minilm-l6"]
+    assert mlm.card_text(mlm.card()) == (shipped / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["--seed", "99999999999999999999999"], "is not a whole number from 0"),
+        (["--out", "{file}/x"], "mlm: --out {file}/x cannot be written (Not a directory); name another place"),
+        (["--corpus", "{short}", "--steps", "1"], "held-out sequences are too short to mask a token of"),
+    ],
+)
+def test_a_mistake_on_its_command_line_is_a_sentence(base, tmp_path, monkeypatch, capsys, typed, says):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path / "home"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "short.txt").write_text("\n\n".join(["☃ ☃"] * 60), encoding="utf-8")  # [UNK], which is never masked
+    names = {"file": str(tmp_path / "file"), "short": str(tmp_path / "short.txt")}
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(mlm.main(["--base", str(base), "--out", f"{tmp_path}/out", *(word.format(**names) for word in typed)]))
+    assert says.format(**names) in capsys.readouterr().err

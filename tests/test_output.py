@@ -1,6 +1,7 @@
 """The output folder under a kill at any moment, a full disk and damaged settings: no run is lost, and no file that is not ours."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -249,7 +250,7 @@ def test_a_newest_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp
     optimizer = torch.optim.AdamW(own.parameters())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     kept = checkpoint.Checkpoint(file, own, optimizer, schedule, train.History())
-    with pytest.warns(UserNote, match=r"run\.safetensors is damaged \(.*Input/output error\): going on from the one before"):
+    with pytest.warns(UserNote, match=r"run\.safetensors cannot be read \(.*Input/output error\): going on from the one before"):
         step = kept.load()
     assert step == 12
     kept.save(step + 1)
@@ -258,3 +259,10 @@ def test_a_newest_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp
     assert checkpoint.steps_done(file) == 13
     kept.save(step + 2)
     assert checkpoint.steps_done(older) == 13
+
+
+def test_a_full_disk_of_another_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(UserError, match="the disk of the cache"), output.output(tmp_path / "out"):
+        raise UserError(f"the disk of the cache is full ({os.strerror(errno.ENOSPC)}): set TINYLIB_HOME")
+    with pytest.raises(UserError, match=f"the disk of --out {tmp_path / 'out'} is full"), output.output(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -317,6 +317,8 @@ def test_standard_units_leave_the_function_as_it_is_and_classes_alone(place):
             assert same is untouched
     with tasks.standard_units(model, encoded, torch.full((len(labels), 1), 2.5)) as flat:
         assert flat.abs().max() == 0, "one score for all divides by no zero"
+    with tasks.standard_units(model, encoded, torch.full((len(labels), 1), 50.1)) as flat:
+        assert flat.abs().max() < 1e-4, "nor by the roundings of one that float32 cannot hold"
 
 
 def distill(place, out, *more, teacher="scorer", data="scores.csv") -> list[str]:

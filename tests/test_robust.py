@@ -1,6 +1,7 @@
 """A run that is killed, told to stop, short of memory or disk, or finds its checkpoint damaged: it goes on, to the same weights."""
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,11 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import CHILD, ROOT, metrics, place, tiny_distillation  # noqa: F401 (place is a fixture)
 from test_train import Killed, examples, killed_at, measure, model, run, same
 
-from tinylib import cli, distill, interrupt, models, output, train
+from tinylib import checkpoint, cli, distill, interrupt, models, output, stored, train
 from tinylib.errors import UserError, UserNote
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX's")
@@ -476,3 +477,54 @@ def test_a_batch_in_parts_is_the_batch(parts):
         assert results[0][0][name] == pytest.approx(results[1][0][name], abs=1e-9)
     for one, two in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, two, atol=1e-8, rtol=1e-6)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    file = tmp_path / "run.safetensors"
+    run(model(), epochs=1, checkpoint=file)
+    content = file.read_bytes()
+    told = (
+        (PermissionError(13, "Permission denied"), UserError, "cannot be read .*Permission denied"),
+        (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"), RuntimeError, "allocate memory"),
+    )
+    for error, kind, says in told:
+        def fail(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "safe_open", fail)
+            with pytest.raises(kind, match=says):
+                run(model(), epochs=2, checkpoint=file)
+        assert file.read_bytes() == content
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        for read in (stored.read_json, stored.read_tensors, stored.tensor_names):
+            with pytest.raises(UserError, match="run.safetensors cannot be read \\(Permission denied\\)"):
+                read(file)
+
+
+def test_the_header_of_a_checkpoint_does_not_grow_with_the_run(tmp_path):
+    """A header of safetensors may be 100 MB long: the losses of a million steps would not fit."""
+    sizes, whole = [], model()
+    for epochs in (1, 4):
+        run(whole := model(), epochs=epochs, checkpoint=tmp_path / f"{epochs}.safetensors")
+        with safe_open(tmp_path / f"{epochs}.safetensors", "pt") as file:
+            sizes.append(len(json.dumps(file.metadata())))
+    assert abs(sizes[1] - sizes[0]) < 100
+    history = run(resumed := model(), epochs=4, checkpoint=tmp_path / "4.safetensors")
+    assert len(history.losses["loss"]) == 24
+    assert same(whole, resumed)
+
+
+def test_a_checkpoint_of_an_older_version_keeps_its_losses(tmp_path):
+    """It held them in its header."""
+    file = tmp_path / "run.safetensors"
+    before = run(model(), epochs=1, checkpoint=file)
+    with safe_open(file, "pt") as opened:
+        said = json.loads(opened.metadata()["run"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if not name.startswith("losses.")}  # noqa: SIM118
+    run_text = json.dumps(said | {"losses": before.losses})
+    sums = {"sha256": checkpoint._digest(tensors), "sha256_run": hashlib.sha256(run_text.encode()).hexdigest()}
+    save_file(tensors, file, metadata={"run": run_text} | sums)
+    assert run(model(), epochs=1, checkpoint=file).losses == before.losses

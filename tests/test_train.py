@@ -52,7 +52,29 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_labels_may_be_of_any_type_of_whole_number():
+    encoded = examples(4).encoded
+    for labels in (torch.tensor([0, 1, 1, 0], dtype=torch.int32), torch.tensor([False, True, True, False]), [0, 1, 1, 0]):
+        assert train.Examples(encoded, labels).labels.tolist() == [0, 1, 1, 0]
+        assert train.Examples(encoded, labels).labels.dtype == torch.long
+    assert train.Examples(encoded, torch.tensor([0.5, 1.0, 2.0, 3.0])).labels.dtype == torch.float32
+
+
 # Learning
+
+
+@pytest.mark.parametrize("what", ["gradients that lie there", "a launcher's accumulation", "a GPU of Apple's"])
+def test_what_stands_around_a_run_does_not_change_it(monkeypatch, what):
+    plain, other = model(), model()
+    run(plain)
+    if what == "gradients that lie there":
+        sum(parameter.sum() for parameter in other.parameters()).backward()
+    elif what == "a launcher's accumulation":
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    else:
+        monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_, **__: True)
+    run(other)
+    assert same(plain, other)
 
 
 def test_fit_lowers_the_loss_and_learns_the_rule():

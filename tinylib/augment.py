@@ -13,6 +13,7 @@ the K, drawn uniformly, replaces it. Where the paper leaves a choice, or its cod
 The model runs only where a word is replaced, and all copies advance together, each to its next word to replace.
 """
 
+import functools
 import itertools
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tinylib import onednn
+from tinylib import models, onednn
 from tinylib.bert import Bert
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
@@ -94,6 +95,11 @@ class WordVectors:
                 f"{folder} holds no usable word vectors ({first_line(error)}); it needs words.txt and vectors.safetensors, "
                 "and None names the folder that comes with the course"
             ) from None
+
+    @staticmethod
+    def fingerprint() -> str:
+        """Return the sha256 (hex) of the shipped vectors."""
+        return models.sha256_of(data_folder() / "word_vectors" / "vectors.safetensors")
 
     def nearest(self, word: str, k: int) -> list[str]:
         """Return the k words of the largest cosine with ``word``, the nearest first; none for a word without a vector.
@@ -352,7 +358,8 @@ def _augment(
     for start in range(0, len(texts), size):
         group = [split_words(tokenizer, text) for text in texts[start : start + size]]
         shapes = [(settings.copies, len(words.names), 2) for words in group]
-        draws = [torch.rand(shape, generator=generator, device=generator.device).tolist() for shape in shapes]
+        drawn = (torch.rand(shape, generator=generator, device=generator.device) for shape in shapes)
+        draws = [own[:, : _in_reach(words, settings)].tolist() for words, own in zip(group, drawn, strict=True)]
         rare = (n for words in group for i, n in enumerate(words.names) if not filler.may_ask(words, i))
         vectors.nearest_each([*rare], settings.candidates)  # all in one product; each copy finds them known
         results += method(group, draws, filler, vectors, bar)
@@ -360,10 +367,16 @@ def _augment(
     return results
 
 
+def _in_reach(words: Words, settings: AugmentSettings) -> int:
+    """Return how many words could lie within max_length, whatever replaces them: each that has a piece takes one at least."""
+    some = [i for i, pieces in enumerate(words.pieces) if pieces]
+    return some[settings.max_length] if len(some) > settings.max_length else len(words.names)
+
+
 def _chosen(words: Words, draws: Draws, settings: AugmentSettings) -> list[int]:
     """Return the words to replace. Algorithm 1 draws after it ran the model; drawn before, most words need no run."""
     # "<" as a draw lies in [0, 1): p_t = 0 replaces nothing and p_t = 1 everything
-    return [i for i, name in enumerate(words.names) if is_word(name) and draws[i][0] < settings.probability]
+    return [i for i, draw in enumerate(draws) if is_word(words.names[i]) and draw[0] < settings.probability]
 
 
 def _draw(candidates: list[str], number: float) -> str:
@@ -414,7 +427,8 @@ def _by_original(
     k, wanted = filler.settings.candidates, []
     for words, own in zip(group, draws, strict=True):
         chosen = [_chosen(words, numbers, filler.settings) for numbers in own]
-        wanted.append([[i for i in some if filler.fits(words.pieces, i)] for some in chosen])
+        fits = functools.partial(filler.fits, words.pieces)  # and none behind the first that does not
+        wanted.append([list(itertools.takewhile(fits, some)) for some in chosen])
     places = [(t, i) for t, own in enumerate(wanted) for i in sorted({i for some in own for i in some})]
     asked = [(t, i) for t, i in places if filler.may_ask(group[t], i)]
     answers = dict(zip(asked, filler.answer([filler.question(group[t].pieces, i) for t, i in asked]), strict=True))

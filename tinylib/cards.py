@@ -104,9 +104,9 @@ def card(name: str, kind: str, source: str, report: Mapping, given: Mapping[str,
         size(report),
         _data(report, given),
         "## How it was made",
-        _shown(command(kind, given)),
+        shown(command(kind, given)),
         table(["setting", "value"], [[option, value] for option, value in report["settings"].items() if value is not None]),
-        _use(scores, own_heads),
+        _use(scores, own_heads, report["data"].get("pairs", False)),
         "## Licence",
         f"{licence_sentence(licence, source)} The data may have terms of its own.",
     ]
@@ -203,12 +203,12 @@ def _data(report: Mapping, given: Mapping) -> str:
     return f"## Data\n\n{told}\n\n{table(['', *splits], rows)}"
 
 
-def _shown(line: str) -> str:
+def shown(line: str) -> str:
     """Show a command line: as code if nothing in it can end a block of code or look like HTML, else as text."""
     return f"    {line}" if re.fullmatch(r"[\w ./:=,@+\-']+", line) else plain(line, longest=10_000)
 
 
-def _use(scores: bool, own_heads: bool) -> str:
+def _use(scores: bool, own_heads: bool, pairs: bool) -> str:
     folder, before = "THIS FOLDER", ""
     if own_heads:
         folder = "ANOTHER FOLDER"
@@ -217,7 +217,9 @@ def _use(scores: bool, own_heads: bool) -> str:
         before = f"{why}\n\n{line}\n\nWhat that writes is loaded as any other:\n\n"
     more = ', function_to_apply="none"' if scores else ""
     said = "\n\nThe number is the score itself, without a softmax or sigmoid." if scores else ""
-    code = f'    from transformers import pipeline\n\n    pipeline("text-classification", model="{folder}"{more})("a text")'
+    call = f'pipeline("text-classification", model="{folder}"{more})'
+    text = '{"text": "a text", "text_pair": "another"}' if pairs else '"a text"'
+    code = f"    from transformers import pipeline\n\n    {call}({text})"
     return f"## How to use it\n\n{before}{code}{said}"
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tinylib import processes, sharing
-from tinylib.errors import UserError, UserNote
+from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
 from tinylib.models import sync
 from tinylib.stored import first_line
@@ -30,8 +30,8 @@ STALE = 3600  # seconds after which a half-written file is taken for one that a 
 
 
 class Checkpoint:
-    """The state of a run: model, AdamW's moments, random states and, as JSON in the header, step, schedule, history and, of a
-    run in float16, the scale of its loss.
+    """The state of a run: model, AdamW's moments, random states each step's losses and, as JSON in the header, step,
+    schedule, what was measured and, of a run in float16, the scale of its loss.
 
     In a run of several processes the main one reads and writes for all of them; a run may go on with another number of
     processes, whose dropout is then drawn anew.
@@ -70,19 +70,21 @@ class Checkpoint:
             for index, moments in moments_of.items():
                 tensors |= {f"optimizer.{index}.{n}": t for n, t in moments.items()}
             said = {"step": step, "plan": self.plan} | asdict(self.history)
+            # a header may be 100 MB long, which the losses of a million steps would fill
+            tensors |= {f"losses.{n}": torch.tensor(some, dtype=torch.float64) for n, some in said.pop("losses").items()}
             if self.scaler:  # float16's: by how much it scales the loss, and since when
                 said["scaler"] = self.scaler.state_dict()
             self._write(tensors | random, said, finished)
         processes.wait()
 
     def _write(self, tensors: dict[str, Tensor], said: dict, finished: bool) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(f".{os.getpid()}.tmp")
         for left in self.path.parent.glob(f"{self.path.stem}.*.tmp"):  # of a process that was killed as it wrote
             with contextlib.suppress(OSError):  # another one may be at work, or have been quicker
                 if time.time() - left.stat().st_mtime > STALE:
                     left.unlink()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             run = json.dumps(said)
             sums = {"sha256": _digest(tensors), "sha256_run": hashlib.sha256(run.encode()).hexdigest()}
             save_file(tensors, aside, metadata={"run": run} | sums)
@@ -143,19 +145,26 @@ class Checkpoint:
                 own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
                 _check_fit(own, self.model.state_dict())
             except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-                trouble = trouble or (path, first_line(error))
+                if is_full_memory(error):  # the file may be good
+                    raise
+                lost = isinstance(error, OSError)
+                trouble = trouble or (path, "cannot be read" if lost else "is damaged", first_line(error))
                 self.damaged.add(path)
                 continue
             if trouble:
-                what = f"the checkpoint {trouble[0]} is damaged ({trouble[1]})"
+                what = f"the checkpoint {trouble[0]} {trouble[1]} ({trouble[2]})"
                 warnings.warn(f"{what}: going on from the one before it, of step {said['step']}", UserNote, stacklevel=2)
             if self.plan and said["plan"] not in (None, self.plan):
                 was, now = (", ".join(f"{n} {name}" for name, n in plan.items()) for plan in (said["plan"], self.plan))
                 remedy = "repeat its settings and data, or delete it"
                 raise UserError(f"the checkpoint {path} is of a run of {was}, not of {now}; {remedy}")
             return tensors, said
-        path, why = trouble
-        raise UserError(f"the checkpoint {path} is damaged or of another model ({why}); delete it and start again")
+        if not trouble:
+            raise UserError(f"there is no checkpoint {self.path} to go on from")
+        path, how, why = trouble
+        if how == "is damaged":
+            raise UserError(f"the checkpoint {path} is damaged or of another model ({why}); delete it and start again")
+        raise UserError(f"the checkpoint {path} {how} ({why}); mend that first, or delete it and start again")
 
     def _restore(self, tensors: dict[str, Tensor], said: dict) -> None:
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -172,8 +181,9 @@ class Checkpoint:
         if self.scaler and said.get("scaler"):
             self.scaler.load_state_dict(said["scaler"])
         self._restore_random(tensors, said["step"])
-        for name in ("losses", "measured", "seconds"):
-            setattr(self.history, name, said[name])
+        losses = {n.removeprefix("losses."): t.tolist() for n, t in tensors.items() if n.startswith("losses.")}
+        self.history.losses = losses or said["losses"] or {}
+        self.history.measured, self.history.seconds = said["measured"], said["seconds"]
 
     def _restore_random(self, tensors: dict[str, Tensor], step: int) -> None:
         states = {name: tensors[name] for name in ("random", "random_cuda") if name in tensors}
@@ -208,8 +218,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError("its content is not what was written")
     if type(said["step"]) is not int or not 0 <= said["step"] < 2**31 or not isinstance(tensors["random"], Tensor):
         raise ValueError("it has no step")
-    kept = {name: said.get(name) for name in ("plan", "scaler")}  # not in every checkpoint
-    return tensors, {name: said[name] for name in ("step", "losses", "measured", "seconds")} | kept
+    kept = {name: said.get(name) for name in ("plan", "scaler", "losses")}  # not in every file; older ones hold the losses here
+    return tensors, {name: said[name] for name in ("step", "measured", "seconds")} | kept
 
 
 def _check_fit(stored: dict[str, Tensor], own: dict[str, Tensor]) -> None:

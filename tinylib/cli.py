@@ -55,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", type=_named, required=True, metavar="DIR")
     sub.add_argument("--data", type=_named, required=True, help=DATA)
     sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
-    sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
+    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
+    sub.add_argument("--seed", type=seed_type, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     sub = command("export", "write a model for use elsewhere")
@@ -68,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--format", choices=LAYOUTS, default="hf", help=layout)
     sub.add_argument("--data", type=_named, help=f"measure model and export on its test split: {DATA}")
-    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
-    sub.add_argument("--seed", type=_seed, default=0, help="of the 80/10/10 split of a single file")
+    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
+    sub.add_argument("--seed", type=seed_type, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--out", type=_path, required=True, metavar="DIR")
     return parser
 
@@ -83,7 +83,7 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
     base = "folder, hub name or shipped name (minilm-l6)"
     sub.add_argument("--base", type=_named, required=True, metavar="MODEL", help=base)
     _data_and_out(sub)
-    sub.add_argument("--epochs", type=_count, default=3)
+    sub.add_argument("--epochs", type=count_type, default=3)
     rate = "learning rate (default 5e-5, for MiniLM; 2e-5 for BERT-base)"
     sub.add_argument("--lr", type=_rate, default=5e-5, help=rate)
     _run_options(sub)
@@ -102,13 +102,13 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--start", type=_named, default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
-    sub.add_argument("--steps", type=_count, default=None, metavar="N")
-    sub.add_argument("--batch-size", type=_count, default=32)
+    sub.add_argument("--steps", type=count_type, default=None, metavar="N")
+    sub.add_argument("--batch-size", type=count_type, default=32)
     sub.add_argument("--lr", type=_rate, default=None)
-    sub.add_argument("--max-length", type=_count, default=128, help="tokens of a packed sequence (the paper: 128)")
-    sub.add_argument("--measure-every", type=_count, default=None, metavar="N", help="steps between validation losses")
-    sub.add_argument("--checkpoint-every", type=_count, default=200, metavar="N", help="steps between checkpoints (200)")
-    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--max-length", type=count_type, default=128, help="tokens of a packed sequence (the paper: 128)")
+    sub.add_argument("--measure-every", type=count_type, default=None, metavar="N", help="steps between validation losses")
+    sub.add_argument("--checkpoint-every", type=count_type, default=200, metavar="N", help="steps between checkpoints (200)")
+    sub.add_argument("--seed", type=seed_type, default=0)
     _precision_option(sub)
     _logs_option(sub)
     _resume_option(sub)
@@ -165,9 +165,9 @@ def _data_and_out(sub: argparse.ArgumentParser) -> None:
 
 
 def _run_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--batch-size", type=_count, default=32)
-    sub.add_argument("--max-length", type=_count, default=None, help=CUT)
-    sub.add_argument("--seed", type=_seed, default=0)
+    sub.add_argument("--batch-size", type=count_type, default=32)
+    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
+    sub.add_argument("--seed", type=seed_type, default=0)
 
 
 def _precision_option(sub: argparse.ArgumentParser) -> None:
@@ -220,9 +220,11 @@ def _number(kind, accept, wanted: str):
     return parse
 
 
-_count = _number(int, lambda n: 1 <= n < 2**31, "a whole number of at least 1")
+CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
+
+count_type = _number(int, lambda n: 1 <= n < 2**31, "a whole number of at least 1")
 _count0 = _number(int, lambda n: 0 <= n < 2**31, "a whole number of at least 0")
-_seed = _number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2147483647")
+seed_type = _number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2147483647")
 _rate = _number(float, lambda x: 0 < x < float("inf"), "a number greater than 0")
 _amount = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
 _share = _number(float, lambda x: 0 <= x < 1, "a share of at least 0 and less than 1")
@@ -245,7 +247,14 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         name = f"tinylib {args.command}"
         with _notes(name), _as_one(), interrupt.listening():
-            return _run(args)
+            code = _run(args)
+            if sys.stdout:
+                sys.stdout.flush()  # what cannot be said is noticed here, not while Python ends
+            return code
+    except BrokenPipeError:  # whoever read along has enough (| head): no fault, and nobody to tell
+        if sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except KeyboardInterrupt as stop:
         print(f"{name}: stopped; teach, general and distill go on with --resume", file=sys.stderr)
         return interrupt.EXIT_CODE if isinstance(stop, interrupt.Stopped) else 130
@@ -295,7 +304,7 @@ def _sentence(error: Exception, args: argparse.Namespace) -> str | None:
         return f"the memory is full; {smaller}close other programs"
     if isinstance(error, OSError):
         why = error.strerror or error
-        return f"{error.filename or 'a file'}: {why}; check that it may be used and that the disk has room"
+        return f"{error.filename or 'a file or the output'}: {why}; check that it may be used and that the disk has room"
     return None
 
 

@@ -37,7 +37,7 @@ from tinylib import general as stage1
 from tinylib import prune as pruning
 from tinylib.bert import Bert, BertConfig, read_config
 from tinylib.errors import UserError, UserNote
-from tinylib.layers import student_config
+from tinylib.layers import student_config, weights_hash
 from tinylib.student import automatic_start
 from tinylib.text import load_tokenizer, same_vocabulary
 
@@ -89,7 +89,8 @@ def general(args) -> int:
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
         raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
-    with output.output(args.out, reads, reports.settings(args), args.resume) as work:
+    run = reports.settings(args) | {"teacher_sha256": weights_hash(teacher), "corpus_sha256": corpora.fingerprint(args.corpus)}
+    with output.output(args.out, reads, run, args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
         result = stage1.distill_general(
             teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
@@ -137,7 +138,7 @@ def distill(args) -> int:
         "cache_gb": args.cache_gb, "cache_dtype": args.cache_dtype,
     }  # fmt: skip
     settings = course.settings_for(args.data).replace(**{k: v for k, v in chosen.items() if v is not None})
-    run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint}
+    run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint, "teacher_sha256": weights_hash(teacher)}
     if more_texts:
         found |= {"unlabelled": more_texts.found}
         run |= {"unlabelled_sha256": more_texts.found["sha256"]}
@@ -381,14 +382,15 @@ def _bert(source, model, done: str):
 
 def _general(args, teacher):
     """Load the student of general distillation, with the teacher's classes and tokenizer, and its projections if it has any."""
-    _same_vocabulary(args.general, args.teacher)
-    if (args.general / stage1.CARD).is_file():
-        return stage1.load(args.general, teacher, torch.Generator().manual_seed(args.seed))
-    own = BertConfig.from_dict(read_config(args.general), where=str(args.general / "config.json"))
+    folder = models.expanded(args.general)
+    _same_vocabulary(folder, args.teacher)
+    if (folder / stage1.CARD).is_file():
+        return stage1.load(folder, teacher, torch.Generator().manual_seed(args.seed))
+    own = BertConfig.from_dict(read_config(folder), where=str(folder / "config.json"))
     if own.outputs:
         _same_labels(args.general, own, teacher.config, "start from an encoder without a task, or from one of the same labels")
     start = torch.Generator().manual_seed(args.seed)
-    student = Bert.from_pretrained(args.general, labels=teacher.config.labels, generator=start)
+    student = Bert.from_pretrained(folder, labels=teacher.config.labels, generator=start)
     student.tokenizer_folder = teacher.tokenizer_folder
     return student, None
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from tinylib import models
 from tinylib.datasets import data_folder
 from tinylib.errors import UserError
+from tinylib.files import LINE_END
 from tinylib.stored import first_line, read_json
 from tinylib.text import Encoded, load_tokenizer, pad
 
@@ -120,7 +122,7 @@ def files(source: str | Path) -> list[Path]:
     """Return the files of a corpus, sorted by name; raise UserError if there are none."""
     folder = data_folder() / "corpus" if str(source) == "corpus" else models.expanded(source)
     found = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
-    usable = [path for path in found if path.suffix in SUFFIXES]
+    usable = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not usable:
         what = "holds no" if found or folder.is_dir() else "does not exist: give a folder with"
         raise UserError(f"the corpus {source} {what} .txt or .parquet files; or name the shipped one, corpus")
@@ -139,7 +141,7 @@ def documents(paths: Sequence[Path]) -> Iterator[list[str]]:
     no text.
     """
     for path in paths:
-        yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
+        yield from _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
 
 
 def _parquet(path: Path) -> Iterator[list[str]]:
@@ -172,16 +174,18 @@ def _lines(path: Path) -> Iterator[list[str]]:
     with open(path, "rb") as file:
         for raw in file:
             try:
-                line = raw.decode("utf-8").strip()
+                text = raw.decode("utf-8" if place else "utf-8-sig")
             except UnicodeDecodeError as error:
                 where = f"byte {place + error.start}"
                 raise UserError(f"{path} is not UTF-8 ({error.reason} at {where}); save it as UTF-8") from None
             place += len(raw)
-            if line:
-                sentences.append(line)
-            if sentences and (not line or len(sentences) == LONGEST):
-                yield sentences
-                sentences = []
+            ended = raw.endswith(b"\n")
+            for line in map(str.strip, re.split(LINE_END, text)[: -1 if ended else None]):
+                if line:
+                    sentences.append(line)
+                if sentences and (not line or len(sentences) == LONGEST):
+                    yield sentences
+                    sentences = []
     if sentences:
         yield sentences
 
@@ -202,10 +206,10 @@ def pack(documents: Iterator[list[str]], tokenizer, max_length: int) -> Iterator
                 if current and len(current) + len(sentence) > room:
                     yield [tokenizer.cls_token_id, *current, tokenizer.sep_token_id]
                     current = []
-                while len(sentence) > room:
-                    yield [tokenizer.cls_token_id, *sentence[:room], tokenizer.sep_token_id]
-                    sentence = sentence[room:]
-                current = current + sentence
+                whole = (len(sentence) - 1) // room * room if sentence else 0  # what is cut off in full pieces; a rest stays
+                for start in range(0, whole, room):
+                    yield [tokenizer.cls_token_id, *sentence[start : start + room], tokenizer.sep_token_id]
+                current = current + sentence[whole:]
             if current:
                 yield [tokenizer.cls_token_id, *current, tokenizer.sep_token_id]
 

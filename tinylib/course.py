@@ -55,7 +55,7 @@ PART = 500  # texts augmented at a time; a run that is killed loses no more
 TIERS = {tier.name: tier for tier in (LAPTOP, GPU)}
 # Where GLUE's tasks differ from these: epochs in the paper (section 4.2), copies in its code's data_augmentation.py.
 PAPER_EPOCHS = {"mnli": 10, "qqp": 10, "qnli": 10, "cola": 50}
-PAPER_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "mnli": 10, "qqp": 10}
+PAPER_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "stsb": 30, "mnli": 10, "qqp": 10}
 
 
 def tier() -> Tier:
@@ -108,6 +108,7 @@ class Prepared:
     names: tuple[str, ...]  # label names, in the order of the label numbers; of scores (float labels) the one name "score"
     fingerprint: str
     data: str = ""  # as it was asked for: of a task of GLUE the metric depends on it
+    max_length: int = 0  # where the texts were cut
 
     def examples(self, split: str = "train") -> Examples:
         """Return a split as ``train.loader`` wants it."""
@@ -122,15 +123,13 @@ def prepare(
     data = sizes.data if data is None else data
     loaded = datasets.load(data, seed=seed)
     tokenizer = load_tokenizer(sizes.base if base is None else base)
-    texts, pairs, encoded, labels = {}, {}, {}, {}
-    for split, rows in loaded.items():
-        texts[split] = list(rows["text"])
-        if "text_pair" in rows.column_names:
-            pairs[split] = list(rows["text_pair"])
-        encoded[split] = encode(tokenizer, texts[split], pairs.get(split), max_length=max_length or cut_at(pairs))
-        labels[split] = torch.tensor(rows["label"])
+    texts = {split: list(rows["text"]) for split, rows in loaded.items()}
+    pairs = {split: list(rows["text_pair"]) for split, rows in loaded.items() if "text_pair" in rows.column_names}
+    length = max_length or cut_at(pairs)
+    encoded = {split: encode(tokenizer, own, pairs.get(split), max_length=length) for split, own in texts.items()}
+    labels = {split: torch.tensor(rows["label"]) for split, rows in loaded.items()}
     names = tuple(label_names(loaded))
-    return Prepared(texts, pairs or None, encoded, labels, names, fingerprint(loaded), str(data))
+    return Prepared(texts, pairs or None, encoded, labels, names, fingerprint(loaded), str(data), length)
 
 
 def cut_at(pairs: dict | None) -> int:
@@ -142,7 +141,7 @@ def recode(prepared: Prepared, tokenizer, max_length: int | None = None) -> Prep
     """Return the same texts in the word pieces of another tokenizer, row by row."""
     length = max_length or cut_at(prepared.pairs)
     told = {s: encode(tokenizer, texts, (prepared.pairs or {}).get(s), length) for s, texts in prepared.texts.items()}
-    return replace(prepared, encoded=told)
+    return replace(prepared, encoded=told, max_length=length)
 
 
 def augmented(
@@ -167,7 +166,7 @@ def augmented(
 
 def _copies(prepared: Prepared, settings: augment.AugmentSettings, masked_lm: str, seed: int) -> list[dict]:
     recipe = {"data": prepared.fingerprint, "settings": asdict(settings), "model": mlm.fingerprint(masked_lm), "seed": seed}
-
+    recipe["vectors"] = augment.WordVectors.fingerprint()
     sides = {"text": prepared.texts["train"]} | ({"text_pair": prepared.pairs["train"]} if prepared.pairs else {})
     places = [(side, first) for side, texts in sides.items() for first in range(0, len(texts), PART)]
     parts = [{**recipe, "side": side, "first": first, "count": PART} for side, first in places]
@@ -252,7 +251,7 @@ def _teacher_folder(prepared: Prepared, seed: int) -> Path:
     sizes = tier()
     recipe = {
         "base": sizes.base, "data": prepared.fingerprint, "epochs": sizes.teacher_epochs, "lr": sizes.teacher_lr,
-        "batch_size": sizes.batch_size, "max_length": cut_at(prepared.pairs), "seed": seed,
+        "batch_size": sizes.batch_size, "max_length": prepared.max_length, "seed": seed,
     }  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -294,6 +293,8 @@ def keep_student(made: Bert, prepared: Prepared, settings: distill.Settings) -> 
 def recipe(prepared: Prepared, settings: distill.Settings) -> dict:
     """Return what decides a distillation by the tier's teacher: data, settings, and the models that these settings use."""
     told = {"base": tier().base, "data": prepared.fingerprint, "settings": asdict(settings)}
+    if prepared.max_length != cut_at(prepared.pairs):
+        told["max_length"] = prepared.max_length
     if settings.start == "general":
         told["general"] = general.fingerprint(settings.student)
     if settings.augment:

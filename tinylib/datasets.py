@@ -200,17 +200,15 @@ def assemble(parts: dict[str, Rows]) -> DatasetDict:
         raise UserError(f"{train.source} and the other splits differ in text_pair: give it to all or none")
     if isinstance(train.labels[0], float):
         return _assemble_scores(parts)
-    names = train.names if all(part.names == train.names for part in parts.values()) else None
-    if names is None and any(isinstance(label, str) for part in parts.values() for label in part.labels):
-        parts = {name: replace(part, labels=list(map(str, part.labels))) for name, part in parts.items()}
+    parts, names = _in_one_numbering(parts)
     present = set(parts["train"].labels)
     if len(present) < 2:
         raise UserError(
             f"{train.source} has one label only, {present.pop()}: a classifier needs at least two"
         )
-    known = list(range(len(names))) if names else sorted(present)
+    known = names or sorted(present)
     number_of = {label: i for i, label in enumerate(known)}
-    label_feature = hf.ClassLabel(names=list(names or map(str, known)))
+    label_feature = hf.ClassLabel(names=list(map(str, known)))
     data = DatasetDict()
     for name, part in parts.items():
         for i, label in enumerate(part.labels):
@@ -220,6 +218,26 @@ def assemble(parts: dict[str, Rows]) -> DatasetDict:
                 )
         data[name] = _dataset(part, [number_of[label] for label in part.labels], label_feature)
     return data
+
+
+def _in_one_numbering(parts: dict[str, Rows]) -> tuple[dict[str, Rows], list[str] | None]:
+    """Return the parts with labels that mean the same in all of them, and the names of train's file in their order, if it has any.
+
+    A number is that of its own file's names, without names of train's. Splits whose classes were numbered one by one may
+    give one number to two classes.
+    """
+    names = parts["train"].names
+    numbered = all(isinstance(label, int) for part in parts.values() for label in part.labels)
+    if numbered and not names and len({part.names for part in parts.values()} - {None}) <= 1:
+        return parts, None
+
+    def told(label: int | str, own: tuple | None) -> str:
+        return own[label] if own and isinstance(label, int) and 0 <= label < len(own) else str(label)
+
+    spoken = {
+        name: replace(part, labels=[told(label, part.names or names) for label in part.labels]) for name, part in parts.items()
+    }
+    return spoken, list(names) if names else None
 
 
 def _assemble_scores(parts: dict[str, Rows]) -> DatasetDict:
@@ -318,7 +336,15 @@ def _without_hidden_labels(parts: dict[str, Rows], seed: int) -> dict[str, Rows]
     train, test = parts["train"], parts["validation"]
     count = max(1, min(len(test.texts), len(train.texts) // 10))
     keys = train.keys()
-    moved = set(_shuffled(list(dict.fromkeys(keys)), seed)[:count])  # by text: no duplicate stays behind
+    order = _shuffled(list(dict.fromkeys(keys)), seed)
+    place = {key: i for i, key in enumerate(order)}
+    last: dict = {}  # of each class the text that the shuffle puts last: it stays, or train would not know the class
+    for key, label in zip(keys, train.labels, strict=True):
+        kind = None if isinstance(label, float) else label
+        last[kind] = max(last.get(kind, key), key, key=place.__getitem__)
+    moved = set([key for key in order if key not in last.values()][:count])  # by text: no duplicate stays behind
+    if not moved:
+        raise UserError(f"{train.source} has {len(order)} different texts, too few to make a validation part of: add rows")
     stay, leave = ([i for i, key in enumerate(keys) if (key in moved) == want] for want in (False, True))
     return {"train": train.take(stay), "validation": train.take(leave), "test": test}
 

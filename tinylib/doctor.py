@@ -199,6 +199,8 @@ def memory() -> Iterator[Line]:
     free, limit = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
     with contextlib.suppress(OSError, ValueError):  # a container's own limit, where there is one
         used = int(limit.with_name("memory.current").read_text())
+        parts = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
+        used -= int(parts["inactive_file"])  # files that were read; the system drops them where a program wants the room
         free = min(free, int(limit.read_text()) - used)
     found = f"memory: {free / 1e9:.1f} GB free"
     if free < MEMORY_LOW:

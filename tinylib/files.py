@@ -9,6 +9,7 @@ writes it, says that the column holds floating-point numbers. Anything between i
 one among whole numbers.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -22,7 +23,7 @@ from pathlib import Path
 import datasets as hf
 import pyarrow.parquet as pq
 
-from tinylib.errors import UserError
+from tinylib.errors import UserError, is_full_memory
 
 MOST_ROWS = 50  # a byte of a Parquet file: no texts that differ are packed so tightly, and a false count would fill the memory
 FRACTIONS = 0.1  # from this share of labels with a fraction on, numbers are scores and not classes
@@ -41,6 +42,7 @@ GLUE_COLUMNS = {
     "mnli": ("premise", "hypothesis"),
     "stsb": ("sentence1", "sentence2"),
 }
+KNOWN = {"text", "text_pair", "label", *(name for names in GLUE_COLUMNS.values() for name in names)}  # columns that are read
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,9 @@ def _table(path: Path, readers: dict, known: str) -> Table:
 
 
 def _decoded(path: Path) -> str:
-    raw = path.read_bytes()
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = len(re.split(LINE_END.encode(), raw[: error.start]))
         raise UserError(f"{path}, line {line} is not UTF-8 text: save the file in UTF-8") from None
@@ -156,7 +158,7 @@ def _tsv_records(path: Path, text: str) -> list[tuple[int, list]]:
     problem = quoted = None
     try:
         quoted = _csv_records(path, text, "\t", csv.QUOTE_MINIMAL)
-        if not any("\n" in field and "\t" in field for _, fields in quoted for field in fields):
+        if not any(re.search("[\r\n]", field) and "\t" in field for _, fields in quoted for field in fields):
             return quoted
     except UserError as error:
         problem = error
@@ -214,14 +216,18 @@ def _read_parquet(path: Path) -> Table:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows > MOST_ROWS * path.stat().st_size:
             raise ValueError(f"it claims {file.metadata.num_rows:,} rows in {path.stat().st_size:,} bytes")
-        table = file.read()
+        every = file.schema_arrow.names
+        table = file.read([name for name in every if name in KNOWN])  # what else there is may be large, or of any type
         features = hf.Features.from_arrow_schema(table.schema)
         pairs = [(name, column.to_pylist()) for name, column in zip(table.column_names, table.columns, strict=True)]
+        pairs += [(name, []) for name in every if name not in KNOWN]
     except Exception as error:  # pyarrow's kinds, and any that a made-up description or a date beyond the calendar brings up
+        if is_full_memory(error):
+            raise
         raise UserError(f"{path} is not a readable Parquet file ({error or type(error).__name__}): write it again") from None
     # what is written without Hugging Face's description has types that a stray fraction or a gap decided
     feature = features.get("label") if b"huggingface" in (table.schema.metadata or {}) else None
-    return Table(list(range(1, table.num_rows + 1)), _by_name(path, pairs), "row", feature)
+    return Table(list(range(1, file.metadata.num_rows + 1)), _by_name(path, pairs), "row", feature)
 
 
 def _by_name(path: Path, pairs: list[tuple[str, list]]) -> dict[str, list]:
@@ -229,8 +235,7 @@ def _by_name(path: Path, pairs: list[tuple[str, list]]) -> dict[str, list]:
     columns = dict(pairs)
     if len(columns) < len(pairs):
         twice = Counter(name for name, _ in pairs)
-        known = {"text", "text_pair", "label", *(name for names in GLUE_COLUMNS.values() for name in names)}
-        for name in known & columns.keys():
+        for name in KNOWN & columns.keys():
             if twice[name] > 1:
                 raise UserError(f"{path} has {twice[name]} columns called {name}: rename all but one")
     return columns
@@ -258,7 +263,8 @@ def from_columns(
     if missing:
         shown = ", ".join(repr(name) for name in found[:8]) or "none"
         unsplit = len(found) == 1 and re.search("[;\t|]", found[0])
-        hint = "separate the columns by commas" if unsplit else "rename or add it"
+        sign = "tabs" if source.lower().endswith(".tsv") else "commas"
+        hint = f"separate the columns by {sign}" if unsplit else "rename or add it"
         raise UserError(f"{source} has no column {' and no column '.join(missing)}, only {shown}: {hint}")
     names = tuple(feature.names) if isinstance(feature, hf.ClassLabel) else None
     if names is not None and not all(isinstance(name, str) and name.strip() and _whole(name) for name in names):
@@ -309,10 +315,8 @@ def checked(rows: Rows) -> Rows:
         if isinstance(label, float):
             why = f"label {rows.labels[i]} is a fraction, no class, and {rows.unit} {rows.numbers[named]} has {labels[named]!r}"
             raise UserError(f"{rows.at(i)}: {why}: use whole numbers or names for classes, numbers alone for scores")
-    # a name such as 12e4 is no number beside 12f4
-    both = zip(rows.labels, labels, strict=True)
-    kept = [raw.strip() if isinstance(raw, str) and "e" in raw.lower() else str(label) for raw, label in both]
-    return replace(rows, labels=kept)
+    # a name such as 12e4 or 007 is no number beside 12f4
+    return replace(rows, labels=[raw.strip() if isinstance(raw, str) else str(raw) for raw in rows.labels])
 
 
 def settled(parts: dict[str, Rows]) -> dict[str, Rows]:

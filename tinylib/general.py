@@ -5,7 +5,6 @@ left out (section 4.2). What comes out knows no task yet: a head is put on it wh
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def distill_general(
     history = fit(
         pair, loader(train, settings.batch_size, seed=settings.seed),
         matching_loss(teacher, layer_map, weights), counts=counts_of(weights),
-        epochs=math.ceil(settings.steps / len(train)), steps=settings.steps, lr=settings.lr, seed=settings.seed,
+        steps=settings.steps, lr=settings.lr, seed=settings.seed,
         label="general distillation", after_epoch=measure, measure_every=settings.measure_every, checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip

@@ -66,7 +66,7 @@ def course_rows(data: str, tier: str) -> list[dict]:
 
 
 def front(rows: Sequence[dict], cost: str = "megabytes") -> list[dict]:
-    """Return the rows that no other row beats, cheapest first: none is both at most as dear and more accurate.
+    """Return the rows that no other row beats, cheapest first: none is at most as dear and at least as accurate.
 
     Of rows that are alike in both, the first one stands for all.
     """

@@ -182,7 +182,10 @@ def mean_and_spread(values: Numbers) -> tuple[float, float]:
 
 
 def _array(name: str, values: Numbers) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
+    array = np.asarray(values)
     if array.ndim != 1:
         shape = tuple(array.shape)
         raise UserError(

@@ -5,9 +5,9 @@ random token, 10 % stay. The loss is the cross-entropy at the chosen places only
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,13 +23,16 @@ from tqdm.auto import tqdm
 from tinylib import cards, models, onednn
 from tinylib import corpus as corpora
 from tinylib.bert import Bert
+from tinylib.cli import count_type, seed_type
 from tinylib.corpus import Corpus
 from tinylib.errors import UserError
+from tinylib.output import make_folder
 from tinylib.stored import first_line, read_json, read_tensors
 from tinylib.text import load_tokenizer
 from tinylib.train import PRECISIONS, Batch, History, LossFn, fit, loader, set_precision
 
-SHIPPED = {"minilm-l6": "minilm-l6-mlm"}  # base -> folder of data/models
+BASE, CORPUS = "minilm-l6", "corpus"
+SHIPPED = {BASE: "minilm-l6-mlm"}  # base -> folder of data/models
 DELTA, CARD = "delta.safetensors", "masked_lm.json"
 IGNORED = -100  # what F.cross_entropy skips
 
@@ -104,7 +107,7 @@ def train_head(
     measure = lambda m, step: {"step": step} | accuracy(m, tokenizer, corpus["validation"], settings)  # noqa: E731
     history = fit(
         model, loader(corpus["train"], settings.batch_size, seed=settings.seed), masked_lm_loss(tokenizer, settings),
-        epochs=math.ceil(settings.steps / len(corpus["train"])), steps=settings.steps, lr=settings.lr, seed=settings.seed,
+        steps=settings.steps, lr=settings.lr, seed=settings.seed,
         label="masked-LM head", after_epoch=measure, measure_every=settings.measure_every, checkpoint=checkpoint,
         counts=lambda name, batch: int(batch["mask"].sum()),
     )  # fmt: skip
@@ -134,6 +137,8 @@ def accuracy(
             hits[top] += int((best[:, :top] == truth[:, None]).any(-1).sum())
         loss += float(F.cross_entropy(logits, truth, reduction="sum"))
         count += len(truth)
+    if not count:
+        raise UserError(f"the {len(chosen_rows)} held-out sequences are too short to mask a token of; give a larger corpus")
     return {f"top {top}": hits[top] / count for top in tops} | {"loss": loss / count, "masks": count}
 
 
@@ -154,15 +159,18 @@ def card_text(card: dict) -> str:
     )
     s = card["settings"]
     base = cards.plain(card["base"])
+    load = f'shipped("{base}")' if card["base"] in SHIPPED else 'load("THIS FOLDER")'
+    given = {"base": None if card["base"] == BASE else card["base"], "corpus": card.get("corpus_from"), "steps": s["steps"]}
+    command = cards.command("mlm", given | {"seed": s["seed"], "precision": card["precision"], "out": "FOLDER"})
     return f"""# A masked-LM head for {base}
 
 {base} was published without a masked-LM head. {DELTA} holds one, and the Transformer layers that were trained with it,
-in float16; the embeddings, the word table among them, are {base}'s own. `tinylib.mlm.shipped("{base}")` puts
+in float16; the embeddings, the word table among them, are {base}'s own. `tinylib.mlm.{load}` puts
 the two together; data augmentation fills blanks with it. Everything said here stands as numbers in {CARD}.
 
 Made by
 
-    python -m tinylib.mlm --steps {s["steps"]} --seed {s["seed"]} --precision {card["precision"]} --out FOLDER
+{cards.shown(command.replace("tinylib mlm", "python -m tinylib.mlm", 1))}
 
 in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]} sequences, learning rate {s["lr"]:g},
 {s["share"]:.0%} of the tokens chosen (Devlin et al. 2019, section 3.1), dropout {s["dropout"]:g}, out of the corpus
@@ -238,23 +246,30 @@ def _delta_folder(base: str) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Train a masked-LM head on a corpus; called again after an interruption it goes on from its last checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m tinylib.mlm", description=main.__doc__)
-    parser.add_argument("--base", default="minilm-l6")
-    parser.add_argument("--corpus", default="corpus")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--corpus", default=CORPUS)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=count_type, default=Settings.steps)
+    parser.add_argument("--seed", type=seed_type, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     args = parser.parse_args(argv)
     set_precision(args.precision)
     settings = Settings(steps=args.steps, seed=args.seed)
+    new = not args.out.exists()
     try:
+        make_folder(args.out)  # before the training, not after
         tokenizer, corpus = load_tokenizer(args.base), corpora.load(args.corpus, args.base)
         told = {"settings": asdict(settings), "corpus": corpora.fingerprint(args.corpus), "precision": args.precision}
         key = hashlib.sha256(json.dumps([args.base, told], sort_keys=True).encode()).hexdigest()[:16]
         checkpoint = models.cache_folder() / "runs" / f"mlm-{key}.safetensors"
         model, history = train_head(args.base, tokenizer, corpus, settings, checkpoint)
+        if args.corpus != CORPUS:
+            told["corpus_from"] = args.corpus
         save_delta(model, args.base, args.out, told | {"seconds": round(history.seconds), "validation": history.measured})
     except UserError as error:
+        with contextlib.suppress(OSError):
+            if new:
+                args.out.rmdir()
         print(f"mlm: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: {history.measured[-1]}")

@@ -218,10 +218,24 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that a command is to write into; raise UserError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(shown: str | os.PathLike, error: OSError) -> UserError:
+    return UserError(f"--out {shown} cannot be written ({error.strerror or error}); name another place")
+
+
 @contextlib.contextmanager
 def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
     try:
         yield
+    except UserError:  # said already, of whatever disk it was
+        raise
     except Exception as error:
         if is_full_disk(error):
             remedy = "free some space or name a folder on another disk"
@@ -230,6 +244,5 @@ def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
         about, name = Path(str(getattr(error, "filename", None) or "")), work.name.removesuffix(".unfinished")
         own = [work, work.with_name(f"{name}.old"), work.with_name(name[1:])]
         if isinstance(error, OSError) and error.filename and any(p in (about, *about.parents) or about in p.parents for p in own):
-            why = error.strerror or error
-            raise UserError(f"--out {shown} cannot be written ({why}); name another place") from error
+            raise _unwritable(shown, error) from error
         raise

@@ -4,7 +4,6 @@ What cannot be used at all is refused where it is read (``files``, ``datasets``)
 known: classes of unequal size, texts that were cut, texts that stand in two splits, a teacher that has nothing to teach.
 """
 
-import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ LEVEL, FEW = 0.05, 30  # of the test that a teacher must pass, and the validatio
 
 
 def examine(prepared: Prepared) -> dict:
-    """Return, for metrics.json, what there is in each split: rows, classes or scores, cut texts, texts that are in train too."""
-    found: dict = {"rows": {split: len(labels) for split, labels in prepared.labels.items()}}
+    """Return, for metrics.json, what each split has: rows, pairs or not, classes or scores, cut texts, texts of train."""
+    found: dict = {"rows": {split: len(labels) for split, labels in prepared.labels.items()}, "pairs": prepared.pairs is not None}
     if prepared.labels["train"].is_floating_point():
         found["scores"] = {split: _spread(labels) for split, labels in prepared.labels.items()}
     else:
@@ -120,8 +119,7 @@ def unlabelled(path: str | Path, prepared: Prepared) -> Unlabelled:
             continue
         seen[key] = "repeated"
         kept.append(i)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    found = {"rows": len(rows.texts), "used": len(kept), "sha256": digest, "repeated": dropped["repeated"]}
+    found = {"rows": len(rows.texts), "used": len(kept), "sha256": models.sha256_of(path), "repeated": dropped["repeated"]}
     found |= {f"in_{split}": dropped[split] for split in ("train", "validation", "test")}
     if not kept:
         raise UserError(f"--unlabelled {path}: all of its {len(rows.texts)} texts are in the data already: give others")

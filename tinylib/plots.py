@@ -237,14 +237,14 @@ def reliability(confidence, right, ax: Axes, bins: int = 5, label: str | None = 
     ``confidence`` and ``right`` (0 or 1) are one number a text; each point holds the same number of texts.
     """
     confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
-    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
     if not index:
         low = np.floor(10 * confidence.min()) / 10
         ax.plot([low, 1], [low, 1], color="grey", linewidth=1)
         ax.set(xlabel="confidence: the largest probability", ylabel="share that is right")
     ax.plot(
         [confidence[rows].mean() for rows in parts], [right[rows].mean() for rows in parts],
-        color=COLOURS[index], linestyle=LINES[index], marker=MARKERS[index], linewidth=2, label=label,
+        color=COLOURS[index % 8], linestyle=LINES[index % 6], marker=MARKERS[index % 6], linewidth=2, label=label,
     )  # fmt: skip
     return ax
 

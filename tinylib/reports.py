@@ -60,7 +60,8 @@ def write(folder: Path, found: dict) -> None:
 
 def settings(args) -> dict:
     """Return what the command was asked for, as JSON can hold it."""
-    hidden = ("command", "out", "resume", "json", "tensorboard", "allow_weak_teacher")  # what does not decide the result
+    # what does not decide the result
+    hidden = ("command", "out", "resume", "json", "tensorboard", "allow_weak_teacher", "checkpoint_every")
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in hidden}
 
 

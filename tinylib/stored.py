@@ -29,19 +29,34 @@ def read_json(path: Path, remedy: str = "copy it again") -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError) as error:  # not to be read; no JSON or no UTF-8; nested without end
+    except (IsADirectoryError, ValueError, RecursionError) as error:  # a folder; no JSON or no UTF-8; nested without end
         raise UserError(f"{path} is not JSON ({first_line(error)}); {remedy}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__} instead of names and values; {remedy}")
     return found
 
 
-def read_tensors(path: Path, remedy: str = "copy or download it again") -> dict[str, Tensor]:
-    """Return a safetensors file's tensors; raise UserError for a damaged one and for numbers that are not finite."""
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions")
+
+
+def _open(path: Path, remedy: str) -> None:
+    """Raise UserError for a file that is missing or may not be read: safetensors tells neither from a damaged one."""
     try:
-        found = load_file(path)
+        path.open("rb").close()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {remedy}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def read_tensors(path: Path, remedy: str = "copy or download it again") -> dict[str, Tensor]:
+    """Return a safetensors file's tensors; raise UserError for a damaged one and for numbers that are not finite."""
+    _open(path, remedy)
+    try:
+        found = load_file(path)
     except (SafetensorError, ValueError, OSError, RuntimeError, AttributeError, KeyError) as error:
         if is_full_memory(error):
             full = f"the memory is full: {path} needs {path.stat().st_size / 1e6:,.0f} MB of it"
@@ -56,6 +71,7 @@ def read_tensors(path: Path, remedy: str = "copy or download it again") -> dict[
 
 def tensor_names(path: Path, remedy: str = "copy or download it again") -> set[str]:
     """Return the names of a safetensors file's tensors, which its header holds; UserError for a damaged one."""
+    _open(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())

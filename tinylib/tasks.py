@@ -43,8 +43,10 @@ def standard_units(model: nn.Module, encoded: Encoded, targets: Tensor, texts: i
     if not targets.is_floating_point() or (targets.ndim == 2 and targets.shape[1] > 1):
         yield targets
         return
-    mean, spread = float(targets.mean()), float(targets.std()) if len(targets) > 1 else 0.0
-    spread = spread or 1.0  # a teacher that gives one score for all
+    exact = targets.double()
+    mean, spread = float(exact.mean()), float(exact.std()) if len(exact) > 1 else 0.0
+    if spread < 1e-6 * max(1.0, abs(mean)):  # a teacher that gives one score for all, but for roundings
+        spread = 1.0
     some = range(min(texts, len(encoded)))
     off = float(targets.flatten()[: len(some)].mean() - predict(model, encoded.select(some)).mean())
     head = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
@@ -91,7 +93,7 @@ def figures(labels: Tensor, logits: Float[Tensor, "N K"], data: str = "") -> dic
 
 
 def report(labels: Tensor, logits: Float[Tensor, "N K"], data: str = "") -> dict:
-    """Return the figures of a split by name, those that vary with the draw of the texts with their 95 % bootstrap interval.
+    """Return the figures of a split by name, accuracy and those of scores with their 95 % bootstrap interval.
 
     Of classes accuracy, precision, recall and F1 (macro), and GLUE's own ``score`` where the task ``data`` has one; of scores
     Pearson, Spearman and RMSE, and nothing of classes.

@@ -43,7 +43,8 @@ class Examples(Dataset):
         if labels is not None and len(labels) != len(encoded):
             raise UserError(f"{len(encoded)} texts but {len(labels)} labels; pass one label a text")
         self.encoded = encoded
-        self.labels = torch.zeros(len(encoded), dtype=torch.long) if labels is None else torch.as_tensor(labels)
+        labels = torch.zeros(len(encoded)).long() if labels is None else torch.as_tensor(labels)
+        self.labels = labels if labels.is_floating_point() else labels.long()  # the numbers of classes may come as int32 or bool
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -136,7 +137,7 @@ def fit(
     batches: DataLoader,
     loss_fn: LossFn,
     *,
-    epochs: int,
+    epochs: int = 1,
     lr: float,
     steps: int | None = None,
     warmup: float = 0.1,
@@ -166,14 +167,18 @@ def fit(
     the usual cause.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     if not len(batches.batch_sampler):
         raise UserError(f"{label}: there are no texts to learn from; give at least one")
     processes.start()
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # on Apple's GPU losses could not be summed in float64; the lessons leave it alone too
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever a launcher's environment says
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     buckets, batches = batches.batch_sampler, _own_part(batches)
-    total = steps or epochs * len(buckets)
+    total = epochs * len(buckets) if steps is None else steps
     epochs = -(-total // len(buckets))
     optimizer = adamw(model, lr, weight_decay)
     schedule = linear_schedule(optimizer, total, warmup)
@@ -197,6 +202,7 @@ def fit(
     # data parallelism exchanges dense gradients
     rows = row_gradients(model) if processes.count() == 1 else contextlib.nullcontext()
     with _own_randomness(accelerator.device, seed), interrupt.deferred(), _left_in_evaluation(model), rows:
+        model.zero_grad(set_to_none=True)  # a lesson may have called backward before
         step = state.load() if state.exists() else 0
         if step and hasattr(after_step, "resume"):
             after_step.resume(model, step)

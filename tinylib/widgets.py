@@ -198,7 +198,7 @@ def attention_pair_explorer(
 
 
 def _attention_widget(models: Sequence[Bert], tokenizer, sentence: str, shown: Callable) -> ipywidgets.VBox:
-    """Let the learner choose a sentence, and a layer and head of the first model.
+    """Let the learner choose a sentence, a layer of the first model and a head that all have.
 
     ``shown(tokens, weights, layer, head)`` gives the caption and the picture; ``weights`` holds each model's, by layer.
     """
@@ -219,13 +219,13 @@ def _attention_widget(models: Sequence[Bert], tokenizer, sentence: str, shown: C
             caption += f" Your sentence has more than {limit} tokens; the picture shows the first {limit}."
         return note(caption) + drawing
 
-    config = models[0].config
+    heads = min(model.config.num_attention_heads for model in models)
     return explorer(
         draw,
         # not on every letter: half a word means nothing to the model
         text=ipywidgets.Text(sentence, description="Your sentence", continuous_update=False, **FORM),
-        layer=ipywidgets.IntSlider(1, 1, config.num_hidden_layers, description="Layer", **FORM),
-        head=ipywidgets.IntSlider(1, 1, config.num_attention_heads, description="Head", **FORM),
+        layer=ipywidgets.IntSlider(1, 1, models[0].config.num_hidden_layers, description="Layer", **FORM),
+        head=ipywidgets.IntSlider(1, 1, heads, description="Head", **FORM),
     )
 
 

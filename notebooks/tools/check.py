@@ -2,7 +2,7 @@
 
 Derivations must come out the same everywhere; training results differ in the last digits, so the other lessons are run to the
 end and only the cells tagged nbval-check-output are compared. A lesson that waits for another one's teacher is no loss: the
-cache makes it once. Arguments after the options are handed on to pytest.
+cache makes it once. What stands after "--" is handed on to pytest.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=max(1, min(4, (os.cpu_count() or 1))), help="lessons at a time")
     parser.add_argument("lessons", nargs="*", type=Path, metavar="LESSON", help="all, if none is named")
-    args, more = parser.parse_known_args()
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, more = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
     chosen = sorted(args.lessons or lessons(), key=_turn)
     jobs = min(args.jobs, len(chosen))
     threads = max(1, (os.cpu_count() or 1) // jobs)

@@ -12,7 +12,7 @@ FOLDER = ROOT / "notebooks"
 
 SIZE_LIMIT = 700_000  # bytes; GitHub gives up on showing notebooks much larger than this
 LINE_LIMIT = 25  # lines in a code cell: one screen
-STRICT = ("00_", "01_", "02_")  # derivations: nbval compares every output (the Makefile says the same)
+STRICT = ("00_", "01_", "02_")  # derivations: nbval compares every output
 
 # Every tag that a cell may carry; tests/test_notebooks.py explains those of the exercises.
 TAGS = {

@@ -51,7 +51,8 @@ def run_check(name, attempt) -> Report:
         hint = f"did you mean {near[0]!r}?" if near else f"the checks are {', '.join(CHECKS)}"
         return Report(False, f"There is no check called {name!r}; {hint}")
     try:
-        # a learner's code may seed or draw, and nothing outside notices; and a cell before may have switched gradients off
+        # a learner's code may seed or draw from PyTorch, and nothing outside notices; a cell before may have switched
+        # gradients off
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             remark = CHECKS[name](attempt)
     except Wrong as wrong:
