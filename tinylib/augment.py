@@ -43,7 +43,7 @@ Copy = Generator[Question, list[str], str]  # asks, is told the K words, and end
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How sentences are augmented; the defaults are the paper's (section 4.2). Raises UserError for a value out of range."""
+    """How sentences are augmented; the defaults are the paper's (section 3.2). Raises UserError for a value out of range."""
 
     copies: int = 20  # N_a, of each sentence
     probability: float = 0.4  # p_t, that a word is replaced
@@ -330,9 +330,9 @@ def augment_pairs(
 ) -> list[list[tuple[str, str]]]:  # fmt: skip
     """Return copies of sentence pairs: copy i of the first with copy i of the second, each sentence augmented by itself.
 
-    (The authors' code pairs every copy of the second with the last copy of the first.) ``method`` is ``augment`` or
-    ``augment_from_original``. Raises UserError unless there are as many ``text_pairs`` as ``texts``, and as
-    ``method`` does.
+    (The authors' code writes each copy of the first beside the original second, then each copy of the second beside the last
+    copy of the first.) ``method`` is ``augment`` or ``augment_from_original``. Raises UserError unless there are as many
+    ``text_pairs`` as ``texts``, and as ``method`` does.
     """
     if len(texts) != len(text_pairs):
         raise UserError(f"{len(texts)} texts and {len(text_pairs)} text_pairs: give one of each a row")

@@ -1,7 +1,7 @@
 """General distillation, the first stage of TinyBERT: a pretrained teacher's layers, matched on unlabelled text.
 
 The losses are the intermediate ones (embedding, hidden, attention; Jiao et al. 2020, eqs. 7 to 9); the prediction loss is
-left out (section 4.2). What comes out knows no task yet: a head is put on it when a task is known.
+left out (section 3.2, a footnote). What comes out knows no task yet: a head is put on it when a task is known.
 """
 
 import json

@@ -42,6 +42,12 @@ def attend_by_exponentials(q, k, v, mask=None):
     return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
 
 
+def attend_that_overflows(q, k, v, mask=None):
+    e = scores(q, k).exp()
+    e = e if mask is None else e * mask
+    return mixed((e / e.sum(-1, keepdim=True)).nan_to_num(0.0), v)
+
+
 def attend_by_torch(q, k, v, mask=None):
     eye = torch.eye(k.shape[-2], dtype=k.dtype).expand(*k.shape[:-1], -1)  # as values it gives the weights back
     out, weights = (F.scaled_dot_product_attention(q, k, x, attn_mask=mask) for x in (v, eye))
@@ -203,6 +209,7 @@ MUTANTS = {
         (lambda T: [[s <= t for s in range(T)] for t in range(T)], "keep it in torch"),
     ],
     "attend": [
+        (attend_that_overflows, "overflows"),
         (attend_with(raw), "not divided by √D"),
         (attend_with(lambda q, k: raw(q, k) / q.shape[-1]), "You divided by D"),
         (attend_with(lambda q, k: raw(q, k) * math.sqrt(q.shape[-1])), "multiplied by √D"),

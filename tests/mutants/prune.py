@@ -109,6 +109,21 @@ def _cuts(weights, sparsity):
     ]
 
 
+def by_ranks_of_all(weights, sparsity):
+    rank = torch.cat([w.abs().flatten() for w in weights.values()]).argsort(stable=True).argsort()
+    return _split(weights, rank >= round(sparsity * len(rank)))
+
+
+def at_the_quantile(weights, sparsity):
+    cut = torch.cat([w.abs().flatten() for w in weights.values()]).quantile(sparsity)
+    return {name: w.abs() >= cut for name, w in weights.items()}
+
+
+def rounded_down(weights, sparsity):
+    flat = torch.cat([w.abs().flatten() for w in weights.values()])
+    return _split(weights, _smallest(flat, int(sparsity * len(flat))))
+
+
 def zeroes_the_weights(weights, sparsity):
     return {name: weights[name] * mask for name, mask in _together(weights, sparsity).items()}
 
@@ -265,6 +280,9 @@ MUTANTS = {
         (lambda ws, s: {n: w.abs() > _cuts(ws, s)[0] for n, w in ws.items()}, "first matrix"),
         (lambda ws, s: {n: w.abs() > _cuts(ws, s)[-1] for n, w in ws.items()}, "last matrix"),
         (lambda ws, s: _together(ws, 0.8), "exactly"),
+        (at_the_quantile, "equal magnitude"),
+        (rounded_down, "exactly"),
+        (by_kthvalue, "equal magnitude"),
         (lambda ws, s: list(_together(ws, s).values()), "dict"),
         (zeroes_the_weights, "pruned weight itself"),
         (flat_parts, "shape"),
@@ -334,7 +352,7 @@ RIGHT = {
         cost_by_loop,
     ],
     "magnitude_mask": [by_topk, by_ranks, by_sorting_a_list],
-    "global_masks": [lambda ws, s: _together(ws, s, torch.square), by_kthvalue, one_by_one],
+    "global_masks": [lambda ws, s: _together(ws, s, torch.square), by_ranks_of_all, one_by_one],
     "cubic_sparsity": [
         lambda t, b, e, f: f - f * (1 - clamped(t, b, e)) ** 3,
         cubic_piecewise,

@@ -23,6 +23,8 @@ MUTANTS = {
     "megabytes": [
         (lambda n, bits=32: n * bits / 1e6, "megabits"),
         (lambda n, bits=32: n * bits / 8 / 2**20, "mebibytes"),
+        (lambda n, bits: n * bits / 8 / 1e6, "missing"),
+        (lambda n, bits=8: n * bits / 8 / 1e6, "you return 1"),
         (lambda n, bits=32: n * bits / 8, "in bytes"),
         (lambda n, bits=32: n * bits / 8 / 1e3, "kilobytes"),
         (lambda n, bits=32: n * bits / 8 / 1e9, "gigabytes"),

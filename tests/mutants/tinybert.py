@@ -6,6 +6,7 @@ import torch
 MUTANTS = {
     "gap_closed": [
         (lambda d, s, t: (t - d) / (t - s), "left open"),
+        (lambda d, s, t: min(1.0, (d - s) / (t - s)), "cut off at 1"),
         (lambda d, s, t: d / t, "retention"),
         (lambda d, s, t: d - s, "gain"),
         (lambda d, s, t: (t - s) / (d - s), "upside down"),

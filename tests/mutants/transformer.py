@@ -46,6 +46,15 @@ def positions_for_width_eight(length, width):
     return positions_by_loops(length, 8)
 
 
+def positions_with_columns_for_pairs(length, width):
+    table = torch.zeros(length, width)
+    for t in range(length):
+        for i in range(width):
+            angle = t / 10000 ** (2 * i / width)
+            table[t, i] = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+    return table
+
+
 # -- layer_norm ----------------------------------------------------------------
 
 
@@ -328,6 +337,7 @@ MUTANTS = {
         (positions_with(lambda width: usual(width) / 2), "half as large"),
         (positions_with(lambda width: usual(width) * 2), "twice as large"),
         (positions_each_column_its_rate, "share one"),
+        (positions_with_columns_for_pairs, "counts pairs"),
         (positions_with(usual, first=1), "count positions from 1"),
         (positions_with(lambda width: -usual(width)), "instead of dividing"),
         (positions_with(usual, base=1000.0), "not 1000"),
@@ -342,6 +352,7 @@ MUTANTS = {
     ],
     "layer_norm": [
         (norm_with(lambda x, m, v, eps: (x - m) / (v.sqrt() + eps)), "outside the root"),
+        (norm_with(lambda x, m, v, eps: (x - m) / (x.std(-1, keepdim=True) + eps)), ".std()"),
         (norm_with(lambda x, m, v, eps: (x - m) / v.sqrt()), "eps is missing"),
         (norm_with(lambda x, m, v, eps: (x - m) / (x.var(-1, keepdim=True) + eps).sqrt()), "C − 1"),
         (norm_with(lambda x, m, v, eps: (x - m) / (v + eps)), "instead of its square root"),

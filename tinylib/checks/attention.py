@@ -147,6 +147,12 @@ def _attend_case(attempt: Callable, what: str, q: Tensor, k: Tensor, v: Tensor, 
     if isinstance(weights, Tensor) and weights.shape == right_weights.shape and weights[nowhere].isnan().any():
         raise Wrong("A query that may look nowhere gives NaN (a softmax over −inf alone is 0/0): make it zero.")
     slips = _attend_slips(q, k, v, mask)
+    if attention.attention_scores(q, k).max() > 1000:
+        alike = isinstance(weights, Tensor) and weights.shape == right_weights.shape
+        lost = alike and not torch.allclose(weights.sum(-1).double(), right_weights.sum(-1).double())
+        if lost or (alike and weights.isnan().any()):
+            raise Wrong("With large scores your weights are lost: e to a large number overflows; subtract each row's largest score "
+                        "first, as softmax does.")  # fmt: skip
     compare(f"weights ({what})", weights, right_weights, slips)
     mixtures = {sentence: wrong @ v for sentence, wrong in slips.items()}
     scores = _slips((attention.attention_scores(q, k) @ v, "You mix the values by the scores; use the weights."))
@@ -167,6 +173,7 @@ def attend(attempt: Callable) -> None:
     nowhere[1, :, 2] = False
     _attend_case(attempt, "a query that may look nowhere", q, k, v, nowhere)
     _attend_case(attempt, "float32", q.float(), k.float(), v.float(), nowhere)
+    _attend_case(attempt, "scores of thousands", 3000 * q, k, v, nowhere)
     for name, x in (("queries", q), ("keys", k), ("values", v)):
         x.requires_grad_()
         # squared: the plain sum over weights that sum to 1 would have no gradient for a constant value

@@ -208,7 +208,8 @@ def compare(
             f"{name} should have shape {tuple(wanted.shape)}, but yours has {tuple(got.shape)}: which axis is summed or kept?"
         )
     if got.dtype != wanted.dtype:
-        raise Wrong(f"{name} should be of {wanted.dtype}, but yours is {got.dtype}; do not cast on the way.")
+        raise Wrong(f"{name} should be of {wanted.dtype}, but yours is {got.dtype}; do not cast on the way, "
+                    "and let a sum begin with 0, not with a tensor of its own.")  # fmt: skip
     if close(got, wanted, tolerance):
         return
     for sentence, value in (mistakes or {}).items():
@@ -226,6 +227,8 @@ def compare(
     ratio = _constant_ratio(got, wanted)
     if ratio is not None:
         size = f"{ratio:.3g} times too large" if ratio > 1 else f"{1 / ratio:.3g} times too small"
+        if wanted.numel() == 1:  # of a single number any error is a factor
+            raise Wrong(f"{name} is {size}: a constant factor is missing or one too many, or a part of it is wrong.")
         raise Wrong(f"{name} is {size} everywhere: a constant factor is missing or one too many.")
     worst = (got.detach() - wanted).abs().max().item()
     raise Wrong(

@@ -154,6 +154,10 @@ def _general_mistakes(said, told, mask, layer_map, project) -> dict[str, Tensor]
         "The projections are off by one: layer m has project(m, …), the embeddings project(0, …).": using(
             projection=lambda m: max(m - 1, 0)
         ),
+        "The hidden states are off by one: hidden_states[0] is the embeddings, layer m has hidden_states[m].": (
+            embedding + sum(attention)
+            + sum(hidden_loss(project(m, said.hidden_states[m]), told.hidden_states[layer_map(m + 1)], mask) for m in range(M))
+        ),
         "Attention is compared after the softmax; the scores themselves are matched (equation 7).": using(
             attention=attention_probability_loss
         ),

@@ -53,8 +53,9 @@ def retention(attempt) -> None:
 @check("megabytes")
 def megabytes(attempt) -> None:
     """The size of a model's weights in millions of bytes."""
-    for parameters, bits in ((14_350_248, 32), (22_713_216, 16), (1_000, 8)):
-        got, right = number("The size", call(attempt, parameters, bits)), parameters * bits / 8e6
+    for parameters, *given in ((14_350_248, 32), (22_713_216, 16), (1_000, 8), (1_000_000,)):
+        bits = given[0] if given else 32
+        got, right = number("The size", call(attempt, parameters, *given)), parameters * bits / 8e6
         if near(got, right):
             continue
         known = {

@@ -50,6 +50,9 @@ def _position_slips(T: int, C: int) -> dict[str, Tensor]:
         "Each column has a rate of its own. A sine and its cosine share one: column 2i+1 uses the exponent 2i/C too.": (
             torch.where(odd, each.cos(), each.sin())
         ),
+        "Here i counts pairs, not columns: columns 2i and 2i+1 share the exponent 2i/C.": (
+            torch.where(odd, (t[:, None] * own**2).cos(), (t[:, None] * own**2).sin())
+        ),
         "You count positions from 1; the first token's position is 0, its row is 0, 1, 0, 1, …": table(rate, t + 1),
         "You multiply by 10000^(2i/C) instead of dividing by it: the later columns must turn slower, not faster.": (
             table(10000.0 ** (column / C))
@@ -106,6 +109,9 @@ def _norm_slips(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str
         "eps is missing: the root is of σ² + eps.": centred / variance.sqrt(),
         "The variance is divided by C − 1, as .var() does without unbiased=False; LayerNorm divides by C.": (
             centred / (variance * C / (C - 1) + eps).sqrt()
+        ),
+        "You divide by .std(), which takes C − 1, and eps stands outside the root: it is √(σ² + eps), σ² over C.": (
+            centred / ((variance * C / (C - 1)).sqrt() + eps)
         ),
         "You divide by the variance instead of its square root, the standard deviation.": centred / (variance + eps),
         "The mean is not subtracted (that is RMSNorm, which other models use).": (
