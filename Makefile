@@ -35,7 +35,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@echo "Installing the packages of requirements.txt (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
 		$(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") -r requirements.txt || { \
-		echo "The packages could not be installed: see pip's lines above; without internet or with a full disk, mend that and say 'make setup' again." >&2; exit 1; }
+		echo "The packages could not be installed: see pip's lines above; without internet, with a full disk, or with a Python or system that they are not made for (README), mend that and say 'make setup' again." >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/tinylib fetch minilm-l6 || echo "The teacher's weights are not here yet; the lessons fetch them when they are first needed."
 	@touch $@

@@ -15,6 +15,7 @@ from tinylib.attention import (
     attend,
     attention_scores,
     causal_mask,
+    float32_precision,
     padding_mask,
     sinusoidal_positions,
 )
@@ -249,10 +250,32 @@ def test_heads_that_do_not_divide_the_width_are_refused(width, heads, remedy):
     MultiHeadAttention(remedy, heads)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(8, 0), (8, -2), (0, 2), (-8, 2)])
-def test_widths_and_heads_below_one_are_refused(width, heads):
+@pytest.mark.parametrize(("width", "heads", "head_width"), [(8, 0, None), (8, -2, None), (0, 2, None), (-8, 2, None), (8, 2, 0)])
+def test_sizes_below_one_are_refused(width, heads, head_width):
     with pytest.raises(UserError, match="at least 1"):
-        MultiHeadAttention(width, heads)
+        MultiHeadAttention(width, heads, head_width=head_width)
+
+
+SETTINGS = [
+    (torch.backends, "tf32", "high"), (torch.backends, "ieee", "highest"), (torch.backends.cuda.matmul, "tf32", "high"),
+    (torch.backends.mkldnn.matmul, "bf16", "medium"),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has no precision of each backend")
+@pytest.mark.parametrize(("backend", "chosen", "told"), SETTINGS)
+def test_the_precision_of_each_backend_may_be_set_by_itself(backend, chosen, told):
+    assert float32_precision() == torch.get_float32_matmul_precision() == "highest"
+    layer, x = MultiHeadAttention(8, 2).eval(), draw(0, (2, 3, 8))[0].float()
+    exact = layer(x)[0]
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = chosen
+        assert float32_precision() == told
+        torch.testing.assert_close(layer(x)[0], exact, rtol=0.02, atol=0.02)
+    finally:
+        backend.fp32_precision = before
+    assert float32_precision() == "highest"
 
 
 # -- sinusoidal positions ------------------------------------------------------

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from test_cli import LABELS, TEXTS, contents, make_checkpoint, write_csv
 
@@ -20,7 +21,7 @@ from tinylib import datasets as data_sets
 from tinylib.augment import WordVectors
 from tinylib.bert import Bert
 from tinylib.checkpoint import Checkpoint
-from tinylib.config import BertConfig
+from tinylib.config import ARCHITECTURES, BertConfig, check_own_head
 from tinylib.errors import LONGEST, UserError, UserNote, plain
 from tinylib.history import History
 
@@ -210,6 +211,8 @@ BAD_CHECKPOINTS = {
     "a gap in the labels": (config(id2label={"0": "a", "2": "b"}), "must number the labels from 0"),
     "a label twice": (config(id2label={"0": "a", "1": "a"}), "holds a name twice"),
     "a thousand labels": (config(id2label={str(i): str(i) for i in range(1000)}), "but config.json asks for (1000"),
+    "10^12 labels": (config(id2label=..., num_labels=10**12), "num_labels=1000000000000 must be a whole number from 1 to 10,000"),
+    "labels in words": (config(id2label=..., num_labels="two"), "num_labels='two' must be a whole number"),
     "a decoder": (config(is_decoder=True), "asks for relative positions or a decoder"),
     "code of its own": (config(model_type="mine", auto_map={"AutoModel": "code.Model"}), "needs no code of its"),
     "a padding token beyond the vocabulary": (config(pad_token_id=10**6), "pad_token_id=1000000 must be a token"),
@@ -473,6 +476,41 @@ def test_a_head_larger_than_its_model_is_refused(tmp_path):
     save_file(stored, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(thin.to_dict()))
     assert "asks for 10,000,100,000 numbers that the weights' file" in refusal(Bert.from_pretrained, tmp_path)
+
+
+@pytest.mark.parametrize("count", [None, 1, 2, 3, 12])
+def test_labels_that_are_only_counted_have_transformers_names(count):
+    stored = {"architectures": ["BertForSequenceClassification"]} | ({} if count is None else {"num_labels": count})
+    assert BertConfig.from_dict(stored).labels == tuple(transformers.BertConfig.from_dict(stored).id2label.values())
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        ({"architectures": ["BertForTokenClassification"]}, "c.json describes a BertForTokenClassification, whose head"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "describes a BertForQuestionAnswering, whose head is not known here"),
+        (
+            {"architectures": ["BertForSequenceClassification"], "problem_type": "multi_label_classification"},
+            "c.json describes a classifier that gives a text several labels, and here it gets one",
+        ),
+    ],
+)
+def test_a_head_that_would_be_lost_is_refused(stored, says):
+    said = refusal(check_own_head, stored, "c.json")
+    assert says in said
+    assert said.endswith("; load its encoder with head=None, or name labels=(…)")
+
+
+def test_heads_that_are_kept_are_not_refused():
+    for name in (*ARCHITECTURES.values(), "BertForPreTraining"):
+        check_own_head({"architectures": [name], "problem_type": "single_label_classification"})
+    check_own_head({})
+
+
+def test_a_shape_of_thousands_of_digits_is_a_sentence():
+    for shape in ("9" * 5000 + "x312", "4x" + "9" * 5000):
+        assert "is not LAYERSxWIDTH" in refusal(BertConfig.parse, shape)
+    assert "num_hidden_layers=1000000000000 must be at most" in refusal(BertConfig.parse, f"{10**12}x312")
 
 
 def thin_tensors(config: BertConfig) -> dict[str, torch.Tensor]:

@@ -171,6 +171,14 @@ def test_each_head_agrees(tmp_path, head, act):
     assert_agreement(ours, reference(tmp_path, cls), *batch(ours, pairs=True))
 
 
+def test_segments_change_nothing_where_there_is_one():
+    ours = Bert(BertConfig(**SMALL, type_vocab_size=1), torch.Generator().manual_seed(0)).eval()
+    ids, mask, segments = batch(ours, pairs=True)
+    assert segments.any()
+    with torch.no_grad():
+        assert torch.equal(ours(ids, mask, segments).hidden, ours(ids, mask).hidden)
+
+
 def test_segments_reach_the_classifier(tmp_path):
     ours = Bert.from_pretrained(make(tmp_path, transformers.BertForSequenceClassification, **SMALL))
     ids, mask, segments = batch(ours, pairs=True)
@@ -194,6 +202,17 @@ def test_pretraining_checkpoints_agree(tmp_path):
     ours = Bert.from_pretrained(tmp_path, head="masked_lm")
     assert_agreement(ours, reference(tmp_path, transformers.BertForMaskedLM), *batch(ours))
     assert_agreement(Bert.from_pretrained(tmp_path), reference(tmp_path), *batch(ours))
+
+
+def test_a_masked_lm_whose_output_matrix_is_its_own_is_refused(tmp_path):
+    stored = load_file(make(tmp_path, transformers.BertForMaskedLM, **SMALL) / "model.safetensors")
+    table = stored["bert.embeddings.word_embeddings.weight"]
+    save_file(stored | {"cls.predictions.decoder.weight": table.clone()}, tmp_path / "model.safetensors")
+    assert Bert.from_pretrained(tmp_path).config.head == "masked_lm", "many files hold the table twice"
+    save_file(stored | {"cls.predictions.decoder.weight": table + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"'cls.predictions.decoder.weight' is not the word table.*head=None"):
+        Bert.from_pretrained(tmp_path)
+    assert Bert.from_pretrained(tmp_path, head=None).config.head is None
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])

@@ -1,11 +1,17 @@
 """TinyBERT's inner losses against loops, closed forms and PyTorch's own; layer maps, the SVD start, a whole run."""
 
+import copy
+import dataclasses
+import errno
 import functools
+import hashlib
 import inspect
+import json
 import math
 import shutil
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +27,7 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
 from tinylib.losses import value_relation_loss
-from tinylib.student import STARTS, explained, new_student, svd_basis
+from tinylib.student import STARTS, cut_head, explained, new_student, svd_basis
 from tinylib.text import Encoded
 from tinylib.train import Examples, loader
 
@@ -300,6 +306,26 @@ def test_faulty_starts_are_refused():
         small_student(teacher, "warm")
     with pytest.raises(UserError, match="2 teacher layers for 3 student layers"):
         small_student(teacher, num_hidden_layers=3)
+    for odd in (0, 4):
+        with pytest.raises(UserError, match=rf"names layer {odd}, but the teacher has layers 1 to 3"):
+            new_student(teacher, STUDENT, (odd, 3), "teacher")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [16, 24])  # 24 is the teacher's
+def test_a_teacher_in_half_precision_is_cut_in_float32(dtype, width):
+    half = Bert(TEACHER, generator()).eval().to(dtype)
+    config = STUDENT.replace(hidden_size=width)
+    student = new_student(half, config, (2, 3), "teacher", generator())
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    wide = copy.deepcopy(half).float()
+    wanted = new_student(wide, config, (2, 3), "teacher", generator()).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in student.state_dict().items())
+    basis = layers.first_projections(half, config, "teacher", 0).maps[0].weight
+    assert torch.equal(basis, layers.first_projections(wide, config, "teacher", 0).maps[0].weight)
+    wanted = {name: value.clone() for name, value in wanted.items()}
+    cut_head(student, half, basis.detach())
+    assert all(torch.equal(value, wanted[name]) for name, value in student.state_dict().items())
 
 
 # -- one step and the run ----------------------------------------------------
@@ -501,6 +527,102 @@ def test_a_full_disk_is_said_before_anything_is_computed(teacher, tmp_path, monk
     assert outputs_in_cache() == []
 
 
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_disk_that_fills_up_is_a_sentence_and_no_signal(teacher, tmp_path, tmpfs, monkeypatch, in_cache):
+    small = tmpfs(size="100k")
+    monkeypatch.setenv("TINYLIB_HOME", str(small if in_cache else tmp_path))
+    monkeypatch.setattr(layers.tempfile, "tempdir", str(small))
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))  # as before another program filled it
+    data = examples(64)
+    if in_cache:
+        with pytest.raises(UserError, match="the disk of the cache .* is full.*TINYLIB_HOME"):
+            layers.teacher_outputs(teacher, data, (0, 1, 2, 3), (1, 2, 3)).__enter__()
+    else:
+        with pytest.raises(UserError, match=f"the disk of {small} has no room for the 0 MB of the teacher's outputs.*TMPDIR"):
+            distill.TeacherOutputs(teacher, data, (0, 1, 2, 3), (1, 2, 3))
+    assert not list(small.rglob("*.f16"))
+
+
+@pytest.mark.parametrize("trouble", [None, AttributeError, OSError(errno.EOPNOTSUPP, "unknown"), OSError(errno.ENOSPC, "full")])
+def test_the_files_have_their_room_before_they_are_filled(tmp_path, monkeypatch, trouble):
+    def unable(*_):
+        raise trouble
+
+    if trouble:
+        monkeypatch.setattr(layers.os, "posix_fallocate", unable, raising=False)
+    file, size = tmp_path / "file", 3_000_001
+    if getattr(trouble, "errno", None) == errno.ENOSPC:
+        with pytest.raises(OSError, match="full"):
+            layers._reserve(file, size)
+        return
+    layers._reserve(file, size)
+    assert file.stat().st_size == size
+    if hasattr(file.stat(), "st_blocks"):
+        assert 512 * file.stat().st_blocks >= size, "it is sparse"
+    assert not np.fromfile(file, np.uint8).any()
+
+
+def test_outputs_without_numbers_are_read_without_being_written(teacher, tmp_path):
+    first = distill.TeacherOutputs(teacher, examples(), (0,), (), folder=tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(before) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "touch", None)  # as on a disk that can only be read
+        again = distill.TeacherOutputs(teacher, examples(), (0,), (), folder=tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+    states = [outputs.batch([3, 1], 12, torch.device("cpu")).hidden_states[0] for outputs in (first, again)]
+    assert torch.equal(*states)
+
+
+def test_nothing_maps_the_files_when_they_are_deleted(teacher, tmp_path, monkeypatch):
+    """Windows deletes no file that is mapped."""
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    held, own, asked = [], layers._drop, []
+
+    def drop(recipe):
+        asked.append([ref() for ref in held])
+        own(recipe)
+
+    monkeypatch.setattr(layers, "_drop", drop)
+    with layers.teacher_outputs(teacher, examples(), (0, 2), (2,)) as cached:
+        cached.batch([3, 1], 12, torch.device("cpu"))
+        held += [weakref.ref(cached.hidden), weakref.ref(cached.square)]
+    assert asked == [[None, None]]
+    assert outputs_in_cache() == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_outputs_beyond_float16_are_a_sentence_with_the_cause(teacher, tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    with torch.no_grad():
+        teacher.layers[1].ffn_norm.bias[3] = 7e4
+    settings = SHORT.replace(cache_dtype=dtype, epochs_intermediate=1, epochs_prediction=0)
+    with pytest.raises(UserError, match="teacher's outputs are beyond 65,504.*cache_gb=0"):
+        distill.distill(teacher, examples(), settings, small_student(teacher))
+    _, history = distill.distill_intermediate(teacher, small_student(teacher), examples(), settings.replace(cache_gb=0))
+    assert all(math.isfinite(loss) for loss in history.losses["loss"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_teaches(teacher, tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
+    short = SHORT.replace(start="teacher", epochs_intermediate=2, epochs_prediction=1)
+    result = distill.distill(teacher.to(dtype), examples(), short)
+    losses = result.intermediate.losses["loss"] + result.prediction.losses["loss"]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_the_hash_of_a_model_is_that_of_its_bytes(teacher):
+    told = json.dumps(dataclasses.asdict(teacher.config), sort_keys=True)
+    digest = hashlib.sha256(told.encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    assert layers.weights_hash(teacher) == digest.hexdigest()
+    halves = [layers.weights_hash(copy.deepcopy(teacher).to(dtype)) for dtype in (torch.float16, torch.bfloat16)]
+    assert len({digest.hexdigest(), *halves}) == 3
+
+
 def test_the_files_are_mapped_and_not_read(teacher):
     cached = distill.TeacherOutputs(teacher, examples(), (0, 2, 3), (2, 3))
     assert isinstance(cached.hidden, np.memmap)
@@ -660,11 +782,63 @@ def test_a_teacher_whose_outputs_have_no_room_is_said_to_compute_them_anew(teach
         return [str(note.message) for note in caught if "computes them anew" in str(note.message)]
 
     (note,) = said(epochs_intermediate=2, cache_gb=1e-6)
-    assert "more than the 1e-06 that it may, so it computes them anew in each of 2 epochs" in note
+    assert "more than the 1e-06 that it may, so it computes them anew in each of 2 epochs; --cache-gb 0.1 spares it that" in note
+    wanted = layers.Wanted.by(layers.choose_map(teacher.config, small_student(teacher).config, None), SHORT.weights)
+    halved = distill.TeacherOutputs.bytes_needed(teacher, examples(), wanted.teacher_hidden, wanted.teacher_scores, dtype="int8")
+    (note,) = said(epochs_intermediate=2, cache_gb=halved / 1e9)
     assert "--cache-gb 0.1 or --cache-dtype int8, which halves it, spares it that" in note
+    (note,) = said(epochs_intermediate=2, cache_gb=(halved - 1) / 1e9)
+    assert "int8" not in note
     assert not said(epochs_intermediate=1, cache_gb=1e-6), "once is what filling the cache would take"
     assert not said(epochs_intermediate=2, cache_gb=0.0), "this is how to ask for it"
     assert not said(epochs_intermediate=2)
+
+
+def with_head(config: BertConfig, head, labels=()) -> Bert:
+    return Bert(config.replace(head=head, labels=labels), generator()).eval()
+
+
+REFUSED = {
+    "another order": ("classification", ("no", "yes"), ("yes", "no"), "student's labels are yes, no, the teacher's no, yes"),
+    "another label": ("classification", ("no", "yes"), ("no", "maybe"), "student's labels are no, maybe, the teacher's no, yes"),
+    "a label more": ("classification", ("a", "b", "c"), ("a", "b"), "student's labels are a, b, the teacher's a, b, c"),
+    "a score of classes": ("classification", ("no", "yes"), ("score",), "student's labels are score, the teacher's no, yes"),
+    "no head of the student": ("classification", ("no", "yes"), (), "student's labels are none, the teacher's no, yes"),
+    "no head of the teacher": (None, (), ("no", "yes"), "the teacher has no labels to teach"),
+    "a masked LM": ("masked_lm", (), ("no", "yes"), "the teacher has no labels to teach"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_teacher_that_cannot_teach_the_students_labels_is_refused_at_once(case, monkeypatch):
+    head, theirs, ours, words = REFUSED[case]
+    teacher = with_head(TEACHER, head, theirs)
+    student = with_head(teacher.config, BertConfig.head_for(ours) if ours else None, ours)
+    monkeypatch.setattr(layers.TeacherOutputs, "_fill", None)  # nothing may be computed
+    with pytest.raises(UserError, match=words):
+        distill.distill(teacher, examples(), SHORT, student)
+    with pytest.raises(UserError, match=words):
+        distill.distill_prediction(teacher, student, examples(), SHORT)
+
+
+def test_a_teacher_without_labels_teaches_the_inside_alone(monkeypatch):
+    short = SHORT.replace(epochs_intermediate=1, epochs_prediction=0)
+    for head in (None, "masked_lm"):
+        teacher = with_head(TEACHER, head)
+        assert distill.distill(teacher, examples(), short, small_student(teacher)).intermediate.losses["loss"]
+
+
+def test_labels_that_nobody_named_go_with_any(teacher):
+    student = with_head(teacher.config, "classification", ("LABEL_0", "LABEL_1"))
+    short = SHORT.replace(epochs_intermediate=0, epochs_prediction=1)
+    assert distill.distill(teacher, examples(), short, student).prediction.losses["loss"]
+
+
+def test_an_intermediate_step_without_a_loss_is_refused(teacher):
+    nothing = SHORT.replace(weights=distill.Weights(0, 0, 0), epochs_prediction=0)
+    with pytest.raises(UserError, match="weights are all 0.*epochs_intermediate=0"):
+        distill.distill(teacher, examples(), nothing, small_student(teacher))
+    distill.distill(teacher, examples(), nothing.replace(epochs_intermediate=0), small_student(teacher))
 
 
 class Killed(Exception):

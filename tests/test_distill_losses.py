@@ -17,6 +17,7 @@ from tinylib.losses import (
     attention_probability_loss,
     embedding_loss,
     hidden_loss,
+    prediction_loss,
     soft_target_loss,
     value_relation_loss,
 )
@@ -208,16 +209,18 @@ def test_two_classes_are_one_number():
     torch.testing.assert_close(soft_target_loss(student, teacher, T), T**2 * binary)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     student, teacher = logits(2, 3, 0)
-    with pytest.raises(UserError, match=r"temperature=.* must be greater than 0; 1 leaves"):
+    with pytest.raises(UserError, match=r"temperature=.* must be greater than 0 and finite; 1 leaves"):
         soft_target_loss(student, teacher, temperature)
 
 
 def test_logits_of_different_shapes_are_refused():
-    with pytest.raises(Exception, match=r"(?i)shape|size|K"):  # the signature is checked in tests
-        soft_target_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+    for student, teacher in (((2, 3), (2, 4)), ((4, 3), (4, 1)), ((3, 1), (3,)), ((4, 1), (4, 2)), ((4, 2), (1, 2))):
+        for loss in (soft_target_loss, prediction_loss):
+            with pytest.raises(UserError, match="_loss: student has shape .*of the same texts"):
+                inspect.unwrap(loss)(torch.zeros(student), torch.zeros(teacher))  # as users call it, without the shapes' check
 
 
 # -- value relations -------------------------------------------------------------------------------------------
@@ -328,12 +331,29 @@ def test_what_models_computed_in_bfloat16_is_compared_in_float32(loss, shape):
     assert loss(teacher, teacher).item() == pytest.approx(0.0, abs=1e-7)
 
 
-def test_wrong_shapes_of_value_relations_are_refused_with_a_sentence():
+@pytest.mark.parametrize("loss", [value_relation_loss, attention_probability_loss])
+def test_wrong_shapes_of_value_relations_are_refused_with_a_sentence(loss):
     student, teacher, mask = relations(2, 3, 4, 0)
-    with pytest.raises(UserError, match="value_relation_loss.*as many heads"):
-        inspect.unwrap(value_relation_loss)(student, teacher[:, :2], mask)  # as users call it, without the shapes' check
-    with pytest.raises(UserError, match=r"value_relation_loss: mask has shape \(2, 3\).*\(2, 4\)"):
-        value_relation_loss(student, teacher, mask[:, :3])
+    with pytest.raises(UserError, match=f"{loss.__name__}.*as many heads"):
+        inspect.unwrap(loss)(student, teacher[:, :2], mask)  # as users call it, without the shapes' check
+    with pytest.raises(UserError, match=rf"{loss.__name__}: mask has shape \(2, 3\).*\(2, 4\)"):
+        loss(student, teacher, mask[:, :3])
+
+
+@pytest.mark.parametrize("junk", [7.0, -1e30, math.inf, -math.inf, math.nan])
+def test_padding_changes_neither_attention_probability_loss_nor_gradient(junk):
+    student, teacher, mask = relations(3, 2, 5, 0)
+    keys = ~mask[:, None, None, :]
+    by_hand = [x.masked_fill(keys, -math.inf).softmax(-1) for x in (student, teacher)]
+    student.requires_grad_()
+    clean = attention_probability_loss(student, teacher, mask)
+    assert torch.equal(clean, attention_loss(*by_hand, mask))
+    (wanted,) = torch.autograd.grad(clean, student)
+    dirty = fill_padding(student.detach(), mask, junk).requires_grad_()
+    loss = attention_probability_loss(dirty, fill_padding(teacher, mask, junk), mask)
+    assert torch.equal(loss, clean)
+    (gradient,) = torch.autograd.grad(loss, dirty)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=0)
 
 
 # -- the lesson's widget ---------------------------------------------------------------------------------------

@@ -150,6 +150,22 @@ def test_the_softmax_of_the_scores_is_the_attention_of_transformers(folders, nam
         assert weights[rows].std() > 0.02, "all alike: the test would see nothing"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_weight_that_half_precision_rounds_to_zero_has_a_finite_logarithm(folders, monkeypatch, dtype):
+    model = encoders.load(folders[FALLBACK[0]])
+    inputs, forward = batch(model), model.model.forward
+
+    def rounded(**more):
+        out = forward(**more)
+        out.attentions = tuple(weights.masked_fill(weights < 0.1, 0.0).to(dtype) for weights in out.attentions)
+        return out
+
+    monkeypatch.setattr(model.model, "forward", rounded)
+    with torch.inference_mode():
+        scores = model(*inputs, keep_scores=(1,)).scores[1]
+    assert scores.min() == torch.tensor(torch.finfo(torch.float32).tiny).log()
+
+
 @pytest.mark.parametrize("name", ["roberta", "mpnet", "distilbert", "electra", "electra-narrow"])
 def test_scores_and_relations_are_those_computed_by_hand_from_the_files(folders, name):
     stored, model = load_file(folders[name] / "model.safetensors"), encoders.load(folders[name])
@@ -250,6 +266,13 @@ def test_a_new_head_starts_from_the_generator_and_leaves_the_encoder(folders):
     assert torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[0], logits[2])
     torch.testing.assert_close(one(*inputs).hidden, encoders.load(folders["roberta"])(*inputs).hidden)
+
+
+def test_loading_leaves_the_gpus_generators_alone(folders, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    encoders.load(folders["roberta"], labels=("a", "b", "c"))
+    assert not seeded
 
 
 # -- head counts that differ -------------------------------------------------
@@ -610,6 +633,19 @@ def test_a_students_folder_has_its_teachers_tokenizer(place, tmp_path, base):
     assert pipeline_agrees(folder, TEXTS[:6]).tokenizer.pad_token_id == student.config.pad_token_id == 1
 
 
+def test_a_bert_with_a_byte_level_tokenizer_is_saved_with_it(tmp_path, capsys):
+    count = byte_level(tmp_path / "bert", False)  # vocab.json and merges.txt
+    told = json.dumps({"tokenizer_class": "RobertaTokenizer"})
+    (tmp_path / "bert" / "tokenizer_config.json").write_text(told)
+    make(tmp_path / "bert", "bert", vocab_size=count, pad_token_id=1)
+    folder = encoders.load(tmp_path / "bert").save_pretrained(tmp_path / "again")
+    ours, theirs = (text.load_tokenizer(place)(TEXTS[0])["input_ids"] for place in (folder, tmp_path / "bert"))
+    assert ours == theirs
+    assert cli.main(["export", "--model", str(folder), "--format", "onnx", "--out", f"{tmp_path}/onnx"]) == 0
+    assert (tmp_path / "onnx" / "merges.txt").is_file()
+    capsys.readouterr()
+
+
 def test_pairs_of_a_model_without_segments_are_one_segment(place, tmp_path):
     teacher = encoders.load(place / "distilbert")
     encoded = text.encode(text.load_tokenizer(place / "distilbert"), ["a bad film"], ["great fun"])
@@ -705,6 +741,11 @@ def test_damaged_and_unsafe_checkpoints_are_refused(folders, tmp_path):
     with pytest.raises(UserError, match="describes a 'homemade' model that transformers cannot read"):
         encoders.load(folder)
     assert not (tmp_path / "ran").exists()
+    folder = copy("large")
+    change_config(folder, vocab_size=10**7)
+    held = sum(tensor.numel() for tensor in stored.values()) + gone.numel() - gone[:16].numel()
+    with pytest.raises(UserError, match=f"numbers that the weights' file, with {held:,}, does not hold"):
+        encoders.load(folder)
     folder = copy("bad")
     change_config(folder, hidden_size="wide")
     with pytest.raises(UserError, match="bad"):

@@ -259,6 +259,26 @@ def test_quantising_leaves_the_log_as_it_was(file, tmp_path):
     assert logging.root.manager.disable == logging.NOTSET
 
 
+def test_a_table_of_odd_width_gets_8_bits_where_others_get_4(tmp_path):
+    for width, bits in ((33, 8), (34, 4)):
+        model = random_model(hidden_size=width, num_attention_heads=1)
+        small = quantize.weight_only(export.to_onnx(model, tmp_path), tmp_path / "small.onnx")
+        sizes = {w.name: w.dims for w in onnx.load(small).graph.initializer}
+        assert sizes["bert.embeddings.word_embeddings.weight_codes"] == [400, width * bits // 8]
+        batch = batch_of((3, 20))
+        assert float((export.Onnx(small)(*batch) - answers(model, *batch)).abs().max()) < 0.6
+
+
+def test_bits_that_are_refused_leave_the_file_as_it_was(tmp_path):
+    file = export.to_onnx(random_model(), tmp_path)
+    before, batches = file.read_bytes(), [dict(zip(("ids", "mask", "segments"), batch_of((2, 9)), strict=True))]
+    for make in (quantize.dynamic_int8, lambda a, b, **k: quantize.static_int8(a, b, batches, **k), quantize.weight_only):
+        for bits in (0, 3):
+            with pytest.raises(UserError, match=f"bits={bits} must be 4 or 8"):
+                make(file, file, table_bits=bits)
+    assert file.read_bytes() == before
+
+
 # Running and comparing
 
 
@@ -302,6 +322,13 @@ def test_a_difference_that_is_no_number_is_not_lost(model, file):
         assert math.isnan(export.difference_on_random(broken, exported))
 
 
+def test_a_difference_is_that_of_evaluation_whichever_model_is_in_training():
+    model = random_model()
+    exported = random_model().train()
+    assert export.difference_on_random(model, exported) == 0
+    assert (model.training, exported.training) == (False, True)
+
+
 def test_threads_and_latency(file):
     given = export.Onnx(file, threads=1)
     assert given.threads == 1
@@ -327,6 +354,12 @@ def test_bad_inputs_are_one_sentence(model, file, tmp_path):
         export.Onnx(tmp_path / "half.onnx")
     with pytest.raises(UserError, match="is no ONNX file"):
         quantize.dynamic_int8(tmp_path / "half.onnx", tmp_path / "b.onnx")
+    (tmp_path / "half.onnx").write_bytes(b"")
+    for make in (quantize.dynamic_int8, quantize.tables, quantize.weight_only):
+        with pytest.raises(UserError, match="is no ONNX file .it holds no operators.; export the model again"):
+            make(tmp_path / "half.onnx", tmp_path / "b.onnx")
+    with pytest.raises(UserError, match="no texts to predict from"):
+        export.Onnx(file).predict(text.Encoded((), ()))
     with pytest.raises(UserError, match="bits=3 must be 4 or 8"):
         quantize.weight_only(file, tmp_path / "b.onnx", bits=3)
     with pytest.raises(UserError, match="needs batches to calibrate on"):
@@ -334,6 +367,35 @@ def test_bad_inputs_are_one_sentence(model, file, tmp_path):
     with pytest.raises(UserError, match="masked-LM head cannot be exported"):
         export.to_onnx(random_model(head="masked_lm", labels=()), tmp_path / "mlm")
     assert files(tmp_path) == {"half.onnx"}
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\ud800"])
+def test_a_damaged_config_beside_the_file_is_one_sentence(file, tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match="config.json .*; export the model again"):
+        export.Onnx(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_another(file, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(onnx, "load", refuse)
+    with pytest.raises(UserError, match="model.onnx cannot be read .*Permission denied.*; check the file and its permissions"):
+        quantize.tables(file, tmp_path / "b.onnx")
+
+
+def test_a_full_memory_is_not_called_a_wrong_id(file, monkeypatch):
+    given = export.Onnx(file)
+
+    class Full:
+        def run(self, *_):
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9")
+
+    monkeypatch.setattr(given, "session", Full())
+    with pytest.raises(UserError, match="the memory is full at 2 texts of 3 tokens; give fewer at a time"):
+        given(torch.ones(2, 3, dtype=torch.long))
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])

@@ -294,6 +294,22 @@ def test_a_loaded_student_reads_the_teacher_s_head_through_the_last_projection(s
     assert torch.equal(student.classifier.weight, teacher.classifier.weight[:, keep])
 
 
+def test_a_student_wider_than_its_teacher_begins_with_the_teacher_s_logits(place, parts, tmp_path):
+    base, wide = Bert.from_pretrained(place / "base"), SETTINGS.replace(student="2x64", start="random", steps=2)
+    made = general.distill_general(base, parts, wide)
+    card = general.card_of(made, wide, "base", str(place / "text.txt"), 1234, "a test", "tinylib general")
+    general.save(made, base, tmp_path, card)
+    teacher = task_teacher(place)
+    student, projections = general.load(tmp_path, teacher)
+    states = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (
+        m.classifier(torch.tanh(m.pooler(x))) for m, x in ((student, states), (teacher, projections.maps[-1](states)))
+    )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    ours.square().sum().backward()
+    assert (student.classifier.weight.grad.abs().min(0).values > 0).all(), "all of its width can be used"
+
+
 def test_a_head_that_nobody_gives_is_drawn_from_the_seed_alone(saved, place):
     """A DistilBERT of the teacher's sizes: its head has a ReLU, so the student's is a new one."""
     names, vocabulary = ("negative", "positive"), Bert.from_pretrained(place / "base").config.vocab_size

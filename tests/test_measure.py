@@ -4,11 +4,13 @@ import time
 
 import pytest
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import layers
 from tinylib.bert import Bert, BertConfig
+from tinylib.encoders import Encoder
 from tinylib.errors import UserError
 from tinylib.measure import (
     Latency,
@@ -121,6 +123,28 @@ def test_peak_memory_sees_an_array_that_is_gone_again():
     blocks = [torch.ones(5_000_000) for _ in range(12)]
     del blocks[:-1]  # the last one stays: free memory at the end of the heap would go back by itself
     assert 100e6 < peak_memory(use_and_drop) < 300e6
+
+
+def test_memory_is_the_gpu_s_of_a_function_that_runs_there_and_else_the_process_s(monkeypatch):
+    held = {"is_available": True, "is_initialized": True, "reset_peak_memory_stats": None, "memory_allocated": 100}
+    for name, told in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda told=told: told)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 107)
+    assert peak_memory(lambda: None) == 7
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 100)
+    assert peak_memory(lambda: (torch.ones(30_000_000), time.sleep(0.2))) > 50e6
+
+
+def test_the_operations_of_another_encoder_are_those_that_torch_counts():
+    sizes = {name: getattr(SMALL, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = transformers.AutoConfig.for_model(
+        "deberta-v2", **sizes, intermediate_size=50, relative_attention=True, pos_att_type=["c2p", "p2c"], pad_token_id=0
+    )
+    model = Encoder(transformers.AutoModel.from_config(config)).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 10, dtype=torch.long))
+    measured = summary(model, length=10, batch=2, repeats=1, warmup=0)
+    assert measured.gigaflops == counter.get_total_flops() / 1e9 > 1.1 * flops(model.config, 10, 2) / 1e9
 
 
 def test_the_summary_is_a_row_of_the_table(model):

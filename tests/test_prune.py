@@ -3,6 +3,8 @@
 import copy
 import functools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +159,20 @@ def test_random_masks_have_the_count_but_not_the_choice(model):
         assert 0.4 < (keep == small.keep[name]).float().mean() < 0.6
 
 
+def test_lots_of_one_seed_are_nested_so_that_a_growing_share_removes_for_good(model):
+    pruner = prune.GradualPruner(0.8, begin=0, end=4, make=lambda model, share: prune.random_masks(model, share, seeded(3)))
+    pruner(model, 0)
+    for step in range(1, 5):
+        before = pruner.masks
+        pruner(model, step)
+        assert all((keep <= before.keep[name]).all() for name, keep in pruner.masks.keep.items())
+    assert pruner.masks.sparsity() == pytest.approx(0.8, abs=1e-3)
+
+
+def test_no_masks_remove_nothing():
+    assert prune.Masks({}).sparsity() == 0
+
+
 def test_masks_survive_training_and_the_rest_moves(model, examples):
     masks = prune.global_masks(model, 0.8)
     masks.apply(model)
@@ -248,6 +264,28 @@ def test_the_small_file_has_the_size_of_the_formula_and_loses_nothing(model, tmp
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float())
         assert loaded.state_dict()[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt")])
+def test_the_small_file_s_tokenizer_is_found_again(model, tmp_path, names):
+    (tmp_path / "own").mkdir()
+    for name in names:
+        (tmp_path / "own" / name).write_text("{}")
+    model.tokenizer_folder = tmp_path / "own"
+    assert prune.load_compressed(prune.save_compressed(model, tmp_path / "small")).tokenizer_folder == tmp_path / "small"
+    model.tokenizer_folder = None
+    assert prune.load_compressed(prune.save_compressed(model, tmp_path / "none")).tokenizer_folder is None
+
+
+def test_loading_a_small_file_loads_no_compiler(model, tmp_path):
+    prune.save_compressed(model, tmp_path)
+    code = f"""
+import sys
+from tinylib import prune
+prune.load_compressed({str(tmp_path)!r})
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_formula():
@@ -480,6 +518,21 @@ def test_nothing_is_left_without_a_single_neuron_or_head(model, share):
     for function in (prune.prune_neurons, prune.prune_heads):
         with pytest.raises(UserError, match="share"):
             function(model, share)
+
+
+@pytest.mark.parametrize("share", [-0.1, float("nan")])
+def test_a_share_below_zero_is_not_called_one_of_all(share):
+    with pytest.raises(UserError, match="must be at least 0: it is the share of the heads to remove"):
+        prune.whole_count(share, 2, "heads")
+
+
+@quick
+@given(of=st.integers(1, 5000))
+def test_the_share_that_is_advised_is_taken(of):
+    with pytest.raises(UserError, match="share below") as refused:
+        prune.whole_count(1.0, of, "neurons")
+    advised = float(str(refused.value).rpartition(" ")[2])
+    assert prune.whole_count(advised - 1e-9, of, "neurons") >= of - 2 - of // 1000
 
 
 @pytest.mark.parametrize("method", ["magnitude", "heads", "neurons", "layers"])

@@ -25,6 +25,17 @@ def test_int8_is_off_by_half_a_step_at_most(shape, size):
     assert torch.equal(rowwise.pack_int8(back), packed), "what was rounded once is not rounded again"
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 10.0, 1000.0])
+def test_int8_is_off_by_no_more_than_is_said(size):
+    given = numbers(20_000, 32, size=size)
+    largest = given.abs().amax(-1, keepdim=True)
+    more = torch.where(largest < 127 * 2**-14, 127 * 2**-25, largest / 254 * 2**-11)
+    rounding = largest * 2**-23  # of float32's own quotients and products
+    off = (rowwise.unpack_int8(rowwise.pack_int8(given)) - given).abs()
+    assert (off <= largest / 254 + more + rounding).all()
+    assert (off > largest / 254 + 0.5 * more).any(), "half of it would not do"
+
+
 def test_a_large_row_does_not_make_its_neighbour_coarse():
     given = torch.stack([numbers(8, size=1e4), numbers(8)])
     back = rowwise.unpack_int8(rowwise.pack_int8(given))

@@ -261,3 +261,11 @@ def wait_for(url: str, seconds: float = 60) -> str:
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)
+
+
+def test_the_conda_environment_is_called_what_the_pages_say():
+    name = re.search(r"(?m)^name: (.+)$", (ROOT / "environment.yml").read_text(encoding="utf-8"))[1]
+    pages = [ROOT / "environment.yml", ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    said = [word for page in pages for word in re.findall(r"conda activate ([\w-]+)", page.read_text(encoding="utf-8"))]
+    assert len(said) >= 2
+    assert set(said) == {name}

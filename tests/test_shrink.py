@@ -1,6 +1,7 @@
 """Structured pruning: what is removed is gone, what stays computes the same, and importance is the loss's own slope."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -116,6 +117,25 @@ def test_heads_of_zeros_give_transformers_the_same_function(model, examples, tmp
     assert prune.restore_heads(model) is model
 
 
+def test_heads_that_are_together_wider_than_the_model_have_no_layout_for_transformers(model):
+    wide = Bert(model.config.replace(hidden_size=8, head_dim=4), seeded())
+    with pytest.raises(UserError, match="4 heads of 4 columns do not fit the width 8"):
+        prune.restore_heads(wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_smaller_model_keeps_the_precision(model, dtype):
+    small = prune.shrink(model.to(dtype), heads=0.5, neurons=0.5, layers=2)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    assert torch.equal(small.embeddings.word.weight, model.embeddings.word.weight)
+
+
+def test_of_equal_parts_the_later_stay(model):
+    alike = structure.Importance(torch.zeros(3, 4), torch.zeros(3, 40))
+    small = prune.shrink(model, neurons=0.5, importance=alike)
+    assert torch.equal(small.layers[0].up.weight, model.layers[0].up.weight[20:])
+
+
 @pytest.mark.parametrize("shares", [{"heads": 1.0}, {"neurons": 0.99}, {"heads": -0.1}, {"layers": 0}, {"layers": (3, 1)}])
 def test_shares_that_leave_nothing_are_refused(model, shares):
     with pytest.raises(UserError):
@@ -159,6 +179,36 @@ def test_taylor_importance_leaves_the_model_as_it_is(model, examples):
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert not model.layers[0].down._forward_pre_hooks
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune.taylor_importance(model, examples, broken)
+    assert model.training
+    assert not model.layers[0].down._forward_pre_hooks
+
+
+def test_taylor_importance_takes_texts_in_parts_where_the_memory_is_too_small(model, examples):
+    sizes = []
+
+    def loss(own, batch):
+        sizes.append(len(batch["rows"]))
+        if sizes[-1] > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return classification_loss(own, batch)
+
+    found = prune.taylor_importance(model, examples, loss, batches=1)
+    assert sizes == [16, 8, 8]
+    whole = prune.taylor_importance(model, examples, classification_loss, batches=1)
+    for part in ("heads", "neurons"):
+        torch.testing.assert_close(getattr(found, part), getattr(whole, part), atol=1e-7, rtol=1e-4)
+
+
+def test_taylor_importance_of_nothing_is_refused(model, examples):
+    for given, batches in ((examples, 0), (Examples(Encoded((), ())), 1)):
+        with pytest.raises(UserError, match="give at least one text and one batch"):
+            prune.taylor_importance(model, given, classification_loss, batches=batches)
 
 
 def test_taylor_finds_the_neuron_that_magnitude_does_not(model, examples):
@@ -204,6 +254,27 @@ def test_the_scores_are_the_sums_of_minus_the_gates_slopes(model, examples):
     with second:
         again = torch.autograd.grad(classification_loss(model, batch)["labels"], second.heads)[0][:, 0]
     assert torch.allclose(movement.importance().heads, -slope - again, atol=1e-6)
+
+
+def test_processes_share_their_scores(model, examples, monkeypatch):
+    """Two processes, the other with three times this one's derivatives, scale each their part of the loss up by two."""
+    monkeypatch.setattr(structure.processes, "count", lambda: 2)
+    monkeypatch.setattr(structure.sharing, "total", lambda numbers: 4 * numbers)
+    movement = prune.Movement(model, heads=0.25, neurons=0.0, growth=lambda step: 1.0)
+    with movement:
+        classification_loss(model, examples.collate(list(range(16))))["labels"].backward()
+    own = movement.gates.heads.grad[:, 0].clone()
+    movement(model, 1)
+    assert torch.equal(movement.importance().heads, -2 * own)
+
+
+def test_derivatives_that_overflow_count_for_nothing(model):
+    movement = prune.Movement(model, heads=0.25, neurons=0.0, growth=lambda step: 1.0)
+    for number in (torch.inf, 2.0):
+        movement.gates.heads.grad = torch.full((3, 1, 4), 1.0)
+        movement.gates.heads.grad[1, 0, 2] = number
+        movement(model, 1)
+    assert torch.equal(movement.importance().heads[1], torch.tensor([-1.0, -1.0, -2.0, -1.0]))
 
 
 @pytest.mark.filterwarnings("ignore:.*the memory is full")
@@ -282,6 +353,22 @@ def test_other_words_are_spelt_from_what_is_left(reader, tmp_path):
     assert cut.pad_token_id == cut.convert_tokens_to_ids("[PAD]")
 
 
+def test_a_post_processor_in_a_sequence_gets_the_new_numbers(reader, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "old")
+    stored = json.loads((tmp_path / "old" / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["post_processor"] = {"type": "Sequence", "processors": [stored["post_processor"]]}
+    (tmp_path / "old" / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    told = json.loads((tmp_path / "old" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"  # BERT's own would write a post-processor anew
+    (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    reader.tokenizer_folder = tmp_path / "old"
+    prune.shrink_vocabulary(reader, TEXTS, tmp_path / "new")
+    cut, plain = load_tokenizer(tmp_path / "new"), load_tokenizer(tmp_path / "old")
+    ids = cut("good film")["input_ids"]
+    assert max(ids) < len(cut)
+    assert cut.convert_ids_to_tokens(ids) == plain.convert_ids_to_tokens(plain("good film")["input_ids"])
+
+
 def test_a_model_with_a_small_vocabulary_travels_with_its_tokenizer(reader, tmp_path):
     small = prune.shrink_vocabulary(reader, TEXTS, tmp_path / "tokenizer", least=2)
     folder = small.save_pretrained(tmp_path / "model")
@@ -301,10 +388,16 @@ def test_a_student_of_another_vocabulary_learns_from_what_its_teacher_sees(reade
     losses = prune.teacher_loss(reader, own, seen=encode(tokenizer, TEXTS))
     batch = own.collate([0, 1, 2, 3])
     assert losses(small, batch)["prediction"] >= 0
-    with pytest.raises(UserError, match="encode the same texts for both"):
-        prune.teacher_loss(reader, own, seen=encode(tokenizer, TEXTS[:2]))
+    for fewer in (TEXTS[:2], []):
+        with pytest.raises(UserError, match=f"sees {len(fewer)} texts and the student 4; encode the same texts for both"):
+            prune.teacher_loss(reader, own, seen=encode(tokenizer, fewer))
 
 
 def test_a_model_without_a_tokenizer_cannot_lose_pieces(model, tmp_path):
     with pytest.raises(UserError, match="has no tokenizer"):
         prune.shrink_vocabulary(model, TEXTS, tmp_path)
+
+
+def test_no_texts_leave_no_pieces(reader, tmp_path):
+    with pytest.raises(UserError, match="no texts whose pieces could be counted"):
+        prune.shrink_vocabulary(reader, [], tmp_path)

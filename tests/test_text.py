@@ -285,3 +285,24 @@ def test_the_padding_waste_is_counted():
     lengths = torch.tensor([2, 4, 4, 1])
     assert text.padding_waste(lengths, [[0, 1], [2, 3]]) == pytest.approx(1 - 11 / 16)
     assert text.padding_waste(lengths, [[1, 2], [0], [3]]) == 0.0
+
+
+def test_a_pair_of_robertas_has_four_tokens_of_its_own():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}
+    own = Tokenizer(models.WordLevel(words, "<unk>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False, add_prefix_space=False)
+    roberta = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="<pad>", cls_token="<s>", sep_token="</s>", unk_token="<unk>")
+    with pytest.raises(UserError, match="give at least 6"):
+        text.encode(roberta, ["a b"], ["b a"], max_length=5)
+    assert text.encode(roberta, ["a b"], ["b a"], max_length=6).ids[0].tolist() == [0, 4, 2, 2, 5, 2]
+    assert text.encode(roberta, ["a b"], max_length=3).ids[0].tolist() == [0, 4, 2]
+
+
+def test_buckets_of_no_texts_hold_no_batch_and_any_seed_will_do():
+    assert list(text.LengthBuckets(torch.tensor([], dtype=torch.long), 4)) == []
+    rows = sorted(row for batch in text.LengthBuckets(torch.arange(9), 4, seed=2**62) for row in batch)
+    assert rows == list(range(9))

@@ -14,7 +14,8 @@ PYTHON = (3, 10)  # the oldest that runs the package
 
 # Import order: each module imports only from those before it (tests/test_structure.py enforces it).
 MODULES = (
-    "typecheck", "errors", "proofs", "stored", "processes", "sharing", "interrupt", "history", "models", "paging", "cards",
+    "typecheck", "errors", "options", "proofs", "stored", "processes", "sharing", "interrupt", "history", "models", "paging",
+    "cards",
     "attention", "config", "bert", "text", "foreign", "encoders", "measure", "files", "datasets", "metrics", "checkpoint", "onednn",
     "rows", "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
     "structure", "prune", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",

@@ -50,6 +50,19 @@ def attention_weights(
     return weights if bool(some.all()) else weights.masked_fill(~some, 0.0)
 
 
+def float32_precision() -> str:
+    """Return how products of float32 are computed in this process: "highest", or "high" or "medium" where they may be rounded.
+
+    It is PyTorch's own answer, which is an error once a backend's precision was set by itself
+    (``torch.backends.….fp32_precision``, as ``transformers`` does for TF32); then it is read off those of the backends.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        found = {backend.matmul.fp32_precision for backend in (torch.backends.cuda, torch.backends.mkldnn)}
+        return "medium" if "bf16" in found else "high" if found - {"ieee", "none"} else "highest"
+
+
 def _check_mask(mask: Tensor | None) -> None:
     # PyTorch would add a mask of floats to the scores: 0 and 1, as tokenizers give them, would hide nothing
     if mask is not None and mask.dtype != torch.bool:
@@ -84,18 +97,20 @@ def sinusoidal_positions(length: int, width: int) -> Float[Tensor, "T C"]:
 class MultiHeadAttention(nn.Module):
     """Attend with H heads of width D = C/H, or ``head_width``, and mix their outputs (Vaswani et al. 2017, section 3.2.2).
 
-    Raises UserError if the heads do not divide the width and no head_width is given.
+    Raises UserError if the heads do not divide the width and no head_width is given, and for sizes below 1.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, head_width: int | None = None):
         super().__init__()
         if heads < 1 or width < 1:
             raise UserError(f"width={width} and heads={heads} must both be at least 1")
+        if head_width is not None and head_width < 1:
+            raise UserError(f"head_width={head_width} must be at least 1, or left out for width / heads")
         if head_width is None and width % heads:
             fitting = heads * math.ceil(width / heads)
             raise UserError(f"width={width} must be a multiple of heads={heads}; try width={fitting}")
         self.heads, self.dropout = heads, dropout
-        inner = heads * (head_width or width // heads)  # C, unless heads were removed
+        inner = heads * (width // heads if head_width is None else head_width)  # C, unless heads were removed
         self.query = nn.Linear(width, inner)
         self.key = nn.Linear(width, inner)
         self.value = nn.Linear(width, inner)
@@ -140,5 +155,5 @@ class MultiHeadAttention(nn.Module):
         # In training the fused kernel would compute the scores, which are at hand, a second time. And where a CPU may
         # round products to bfloat16, or computes in it, the kernel's many small ones pay for it: 31 ms against 6 (B 32,
         # T 57, 12 heads).
-        rounded = torch.get_float32_matmul_precision() != "highest" or q.dtype == torch.bfloat16
+        rounded = float32_precision() != "highest" or q.dtype == torch.bfloat16
         return (self.training and keep_scores) or (rounded and q.device.type == "cpu")

@@ -21,15 +21,15 @@ from torch.overrides import TorchFunctionMode
 
 from tinylib import models
 from tinylib.attention import MultiHeadAttention
-from tinylib.config import ACTIVATIONS, ARCHITECTURES, BertConfig
+from tinylib.config import ACTIVATIONS, ARCHITECTURES, BertConfig, check_own_head
 from tinylib.errors import UserError
+from tinylib.models import TOKENIZER_FILES
 from tinylib.stored import check_depth, check_new, read_json, read_tensors
 
 HEADS = ("pooler", "classifier", "lm_transform", "lm_norm", "lm_bias")  # what stands on top of the encoder
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
-)  # fmt: skip
+VOCABULARIES = "tokenizer.json", "vocab.txt", "vocab.json"  # a tokenizer is there where one of these is
+
+OUTPUT = "cls.predictions.decoder.weight"  # a masked LM's output matrix, in files that hold it beside the word table
 
 # Our parameter names -> Hugging Face's. The first match wins.
 RENAMES = (
@@ -83,7 +83,8 @@ class Embeddings(nn.Module):
                 f"a sequence of {T} tokens is longer than "
                 f"max_position_embeddings={self.position.num_embeddings}; cut it with max_length in encode"
             )
-        segment = self.segment.weight[0] if segments is None else self.segment(segments)
+        one = segments is None or self.segment.num_embeddings == 1  # of a model that tells no second text from the first
+        segment = self.segment.weight[0] if one else self.segment(segments)
         # Summed in transformers' order: what stands in the padding would magnify another order's rounding.
         return self.dropout(self.norm(self.word(ids) + segment + self.position.weight[:T]))
 
@@ -244,10 +245,14 @@ class Bert(nn.Module):
 
         ``head="stored"`` keeps the checkpoint's head. ``labels`` asks for a classifier with these classes (one name: for a
         regression head, which gives a score), ``head`` for another head: what the checkpoint has of it is kept where the
-        shape fits, the rest starts from ``generator``. Raises UserError if a file is missing, damaged or of another model.
+        shape fits, the rest starts from ``generator``. Raises UserError if a file is missing, damaged or of another model, and
+        where a stored head is none that is known here.
         """
         folder = models.resolve(source)
-        config = BertConfig.from_dict(read_config(folder), where=str(folder / "config.json"))
+        told, where = read_config(folder), str(folder / "config.json")
+        config = BertConfig.from_dict(told, where=where)
+        if labels is None and head == "stored":
+            check_own_head(told, where)
         if labels is not None:
             config = config.replace(head=BertConfig.head_for(labels), labels=tuple(labels))
         elif head != "stored":
@@ -255,8 +260,7 @@ class Bert(nn.Module):
         found = cls._matched(config, _read_weights(folder), folder, new_head=labels is not None or head != "stored")
         model = cls(config, generator)
         model.load_state_dict(model.state_dict() | found)
-        if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
-            model.tokenizer_folder = folder
+        model.tokenizer_folder = tokenizer_in(folder)
         return model.eval()
 
     @classmethod
@@ -288,6 +292,12 @@ class Bert(nn.Module):
             raise UserError(
                 f"{path} has no {to_hf(lost[0])!r}, which a {ARCHITECTURES[config.head]} needs; "
                 "copy the checkpoint again, or name the head it should get"
+            )
+        output = stored.get(OUTPUT) if config.head == "masked_lm" else None
+        if output is not None and not torch.equal(output.float(), found["embeddings.word.weight"].float()):
+            raise UserError(
+                f"{path}: {OUTPUT!r} is not the word table, with which a masked LM is read here; "
+                "choose one whose two are tied, or leave its head out: head=None"
             )
         new = sum(tensor.numel() for name, tensor in own.items() if name not in found)
         check_new(where, new, sum(tensor.numel() for tensor in stored.values()))
@@ -323,6 +333,11 @@ def check_layers(L: int, **asked: Collection[int]) -> None:
         for m in wanted:
             if not lowest <= m <= L:
                 raise UserError(f"{name} asks for layer {m}, but this model has layers {lowest} to {L}")
+
+
+def tokenizer_in(folder: Path) -> Path | None:
+    """Return the folder if it holds a tokenizer's files, of word pieces or byte-level, else None."""
+    return folder if any((folder / name).is_file() for name in VOCABULARIES) else None
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

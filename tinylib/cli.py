@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinylib import __version__, interrupt, processes
+from tinylib import __version__, interrupt, options, processes
 from tinylib.errors import UserError, UserNote, is_full_memory, plain
 
 # torch and what stands on it are imported only once a command is to run, so that --help answers at once.
@@ -29,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 PRECISIONS = ("highest", "high", "medium", "bfloat16")  # train.PRECISIONS: --help must not wait for torch
 CACHE_DTYPES = ("float16", "int8")  # rowwise.FORMATS
+CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,9 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("evaluate", "measure a classifier on a split")
     sub.add_argument("--model", type=_named, required=True, metavar="DIR")
     sub.add_argument("--data", type=_named, required=True, help=DATA)
-    sub.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
-    sub.add_argument("--seed", type=seed_type, default=0, help="of the 80/10/10 split of a single file")
+    sub.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default test")
+    sub.add_argument("--max-length", type=options.count, default=None, help=CUT)
+    sub.add_argument("--seed", type=options.seed, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     sub = command("export", "write a model for use elsewhere")
@@ -68,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--format", choices=LAYOUTS, default="hf", help=layout)
     sub.add_argument("--data", type=_named, help=f"measure model and export on its test split: {DATA}")
-    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
-    sub.add_argument("--seed", type=seed_type, default=0, help="of the 80/10/10 split of a single file")
+    sub.add_argument("--max-length", type=options.count, default=None, help=CUT)
+    sub.add_argument("--seed", type=options.seed, default=0, help="of the 80/10/10 split of a single file")
     sub.add_argument("--out", type=_path, required=True, metavar="DIR")
     return parser
 
@@ -83,9 +84,9 @@ def _teach_options(sub: argparse.ArgumentParser) -> None:
     base = "folder, hub name or shipped name (minilm-l6)"
     sub.add_argument("--base", type=_named, required=True, metavar="MODEL", help=base)
     _data_and_out(sub)
-    sub.add_argument("--epochs", type=count_type, default=3)
-    rate = "learning rate (default 5e-5, for MiniLM; 2e-5 for BERT-base)"
-    sub.add_argument("--lr", type=_rate, default=5e-5, help=rate)
+    sub.add_argument("--epochs", type=options.count, default=3, help="passes over the training split (default 3)")
+    rate = "learning rate (default 5e-5; take 2e-5 for BERT-base)"
+    sub.add_argument("--lr", type=options.rate, default=5e-5, help=rate)
     _run_options(sub)
     _logs_option(sub)
     _resume_option(sub)
@@ -102,13 +103,13 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--start", type=_named, default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
-    sub.add_argument("--steps", type=count_type, default=None, metavar="N")
-    sub.add_argument("--batch-size", type=count_type, default=32)
-    sub.add_argument("--lr", type=_rate, default=None)
-    sub.add_argument("--max-length", type=count_type, default=128, help="tokens of a packed sequence (the paper: 128)")
-    sub.add_argument("--measure-every", type=count_type, default=None, metavar="N", help="steps between validation losses")
-    sub.add_argument("--checkpoint-every", type=count_type, default=200, metavar="N", help="steps between checkpoints (200)")
-    sub.add_argument("--seed", type=seed_type, default=0)
+    sub.add_argument("--steps", type=options.count, default=None, metavar="N", help="steps of the optimiser (default 3600)")
+    sub.add_argument("--batch-size", type=options.count, default=32, help="sequences a step (default 32)")
+    sub.add_argument("--lr", type=options.rate, default=None, help="learning rate (default 1e-3)")
+    sub.add_argument("--max-length", type=options.count, default=128, help="tokens of a packed sequence (the paper: 128)")
+    sub.add_argument("--measure-every", type=options.count, default=None, metavar="N", help="steps between validation losses (500)")
+    sub.add_argument("--checkpoint-every", type=options.count, default=200, metavar="N", help="steps between checkpoints (200)")
+    sub.add_argument("--seed", type=options.seed, default=0)
     _precision_option(sub)
     _logs_option(sub)
     _resume_option(sub)
@@ -120,24 +121,26 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     _data_and_out(sub)
     shape = "the student's shape (default 4x312, or that of --general)"
     sub.add_argument("--student", type=_named, default=None, metavar="LAYERSxWIDTH", help=shape)
-    start = "general (the shipped general student where one fits), teacher, embeddings or random"
+    start = "general (the shipped general student where one fits; default), teacher, embeddings or random"
     sub.add_argument("--start", type=_named, default=None, help=start)
     sub.add_argument("--general", type=_path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"
-    sub.add_argument("--augment", type=_count0, default=None, metavar="N", help=copies)
+    sub.add_argument("--augment", type=options.count_or_none, default=None, metavar="N", help=copies)
     extra = "texts without labels to learn from as well: .txt with one a line, or a table with a column text (and text_pair)"
     sub.add_argument("--unlabelled", type=_path, metavar="FILE", help=extra)
     weak = "go on with a teacher that is no better than the largest class"
     sub.add_argument("--allow-weak-teacher", action="store_true", help=weak)
     share = "share of the student's weights to prune while the prediction step runs (default 0)"
-    sub.add_argument("--sparsity", type=_share, default=0.0, help=share)
-    sub.add_argument("--epochs-intermediate", type=_count0, default=None, metavar="N")
-    sub.add_argument("--epochs-prediction", type=_count0, default=None, metavar="N")
+    sub.add_argument("--sparsity", type=options.share, default=0.0, help=share)
+    matching = "passes in which layers are matched (default 3; for GLUE on a GPU the paper's 10 to 50)"
+    sub.add_argument("--epochs-intermediate", type=options.count_or_none, default=None, metavar="N", help=matching)
+    answers = "passes in which soft targets are learnt (default 2; for GLUE on a GPU the paper's 3)"
+    sub.add_argument("--epochs-prediction", type=options.count_or_none, default=None, metavar="N", help=answers)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
-    sub.add_argument("--temperature", type=_rate, default=1.0, help="of the soft targets (default 1; scores have none)")
+    sub.add_argument("--temperature", type=options.rate, default=1.0, help="of the soft targets (default 1; a regression has none)")
     room = "what the teacher says of each text is kept on disk up to this size, else computed anew each epoch (default 3)"
-    sub.add_argument("--cache-gb", type=_amount, default=None, metavar="GB", help=room)
+    sub.add_argument("--cache-gb", type=options.amount, default=None, metavar="GB", help=room)
     kept = "how it is kept (default float16; int8: half the room)"
     sub.add_argument("--cache-dtype", choices=CACHE_DTYPES, default=None, help=kept)
     _run_options(sub)
@@ -149,13 +152,16 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
 def _prune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", type=_named, required=True, metavar="DIR")
     _data_and_out(sub)
-    sub.add_argument("--sparsity", type=_share, default=0.5, help="share to remove, 0 ≤ s < 1 (default 0.5)")
-    method = "of single weights (zeros stay in their place), or of heads, neurons or layers, which makes the model smaller"
+    sub.add_argument("--sparsity", type=options.share, default=0.5, help="share to remove, 0 ≤ s < 1 (default 0.5)")
+    method = (
+        "what is removed: magnitude, the smallest single weights (default; zeros stay in their place); heads, neurons or layers, "
+        "which makes the model smaller"
+    )
     sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude", help=method)
     teacher = "recover on this teacher's soft targets instead of the labels"
     sub.add_argument("--teacher", type=_named, metavar="MODEL", help=teacher)
-    sub.add_argument("--epochs", type=_count0, default=2)
-    sub.add_argument("--lr", type=_rate, default=1e-4)
+    sub.add_argument("--epochs", type=options.count_or_none, default=2, help="passes in which it recovers (default 2)")
+    sub.add_argument("--lr", type=options.rate, default=1e-4, help="learning rate of these (default 1e-4)")
     _run_options(sub)
 
 
@@ -165,9 +171,10 @@ def _data_and_out(sub: argparse.ArgumentParser) -> None:
 
 
 def _run_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--batch-size", type=count_type, default=32)
-    sub.add_argument("--max-length", type=count_type, default=None, help=CUT)
-    sub.add_argument("--seed", type=seed_type, default=0)
+    sub.add_argument("--batch-size", type=options.count, default=32, help="texts a step (default 32)")
+    sub.add_argument("--max-length", type=options.count, default=None, help=CUT)
+    seed = "of dropout, order and new weights, and of the 80/10/10 split of a single file (default 0)"
+    sub.add_argument("--seed", type=options.seed, default=0, help=seed)
 
 
 def _precision_option(sub: argparse.ArgumentParser) -> None:
@@ -208,26 +215,6 @@ def _named(text: str) -> str:
 
 def _path(text: str) -> Path:
     return Path(_named(text))
-
-
-def _number(kind, accept, wanted: str):
-    def parse(text: str):
-        with contextlib.suppress(ValueError):
-            if accept(value := kind(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-    return parse
-
-
-CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
-
-count_type = _number(int, lambda n: 1 <= n < 2**31, "a whole number of at least 1")
-_count0 = _number(int, lambda n: 0 <= n < 2**31, "a whole number of at least 0")
-seed_type = _number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2147483647")
-_rate = _number(float, lambda x: 0 < x < float("inf"), "a number greater than 0")
-_amount = _number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")
-_share = _number(float, lambda x: 0 <= x < 1, "a share of at least 0 and less than 1")
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def general(args) -> int:
     reports.check_logs(args)
     if args.precision:  # else the launcher decides: accelerate launch --mixed_precision bf16
         train.set_precision(args.precision)
-    teacher = _load(args.teacher).to(course.device())
+    teacher = _load(args.teacher, encoder_only=True).to(course.device())
     _check_tokens(args.teacher, teacher, max(load_tokenizer(args.teacher).get_vocab().values()))  # not the corpus: it may be huge
     names = ("student", "start", "layer_map", "steps", "batch_size", "lr", "max_length", "measure_every", "seed")
     chosen = {name: getattr(args, name) for name in names}
@@ -304,11 +304,19 @@ def _prepare(args, base):
     return prepared, owndata.examine(prepared)
 
 
-def _load(source, prepared=None):
-    """Load a model in either layout, dense or compressed; with ``prepared``, one that knows its tokens."""
+def _load(source, prepared=None, encoder_only=False):
+    """Load a model in either layout, dense or compressed; with ``prepared``, one that knows its tokens.
+
+    ``encoder_only``: a head that is not known here is no obstacle, and left out.
+    """
     folder = models.resolve(source)
     dense = (folder / "model.safetensors").exists() or not (folder / masks.COMPRESSED).exists()
-    model = encoders.load(folder) if dense else masks.load_compressed(folder)
+    try:
+        model = encoders.load(folder) if dense else masks.load_compressed(folder)
+    except UserError:
+        if not (encoder_only and dense and read_config(folder).get("model_type", "bert") == "bert"):
+            raise
+        model = Bert.from_pretrained(folder, head=None)  # what else was wrong is still wrong
     if prepared:
         # the padding token too: a batch holds it even if no text does
         highest = max(max(split.pad_id, *(int(ids.max()) for ids in split.ids)) for split in prepared.encoded.values())

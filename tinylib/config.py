@@ -17,6 +17,7 @@ COUNTS = (
     "max_position_embeddings", "type_vocab_size",
 )  # fmt: skip
 MOST = 10**8  # of each count: their products stay within 64 bits
+MOST_LABELS = 10_000  # of a config.json that numbers them and does not name them
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class BertConfig:
         Other widths get 12 heads where 12 divides them (else the largest divisor below) and an FFN of four
         times the width. Raises UserError for a shape that is written otherwise.
         """
-        match = re.fullmatch(r"(\d+)[xX×](\d+)", shape.strip())
+        match = re.fullmatch(r"(\d{1,18})[xX×](\d{1,18})", shape.strip())  # Python reads no number of thousands of digits
         if not match:
             raise UserError(f"student shape {shape!r} is not LAYERSxWIDTH; write for example 4x312")
         layers, width = int(match[1]), int(match[2])
@@ -172,8 +173,11 @@ class BertConfig:
             return named.get(built[0]), ()
         if not (isinstance(names, dict) and set(names) == {str(i) for i in range(len(names))}):
             raise UserError(f'id2label={names!r} must number the labels from 0, {{"0": "no", "1": "yes"}}; correct it')
-        # transformers leaves the names out where there are two and nobody named them
-        labels = tuple(str(names[str(i)]) for i in range(len(names))) or ("LABEL_0", "LABEL_1")
+        # transformers leaves the names out where there are two and nobody named them, and so do files that were written by hand
+        count = 2 if stored.get("num_labels") is None else stored["num_labels"]
+        if not names and not (type(count) is int and 1 <= count <= MOST_LABELS):
+            raise UserError(f"num_labels={count!r} must be a whole number from 1 to {MOST_LABELS:,}, or id2label name the labels")
+        labels = tuple(str(names[str(i)]) for i in range(len(names))) or tuple(f"LABEL_{i}" for i in range(count))
         return cls.head_for(labels), labels
 
     @classmethod
@@ -200,3 +204,15 @@ class BertConfig:
         if self.head == "regression":
             stored["problem_type"] = "regression"
         return stored
+
+
+def check_own_head(stored: dict, where: str = "config.json") -> None:
+    """Raise UserError, beginning with ``where``, for a checkpoint whose own head would be lost or misread here.
+
+    stored: the content of its config.json. Its encoder can be read all the same, and so can a classifier to be trained anew.
+    """
+    built, encoder = (stored.get("architectures") or ["BertModel"])[0], "load its encoder with head=None, or name labels=(…)"
+    if built not in ARCHITECTURES.values() and built.startswith("BertFor") and built != "BertForPreTraining":
+        raise UserError(f"{where} describes a {built}, whose head is not known here; {encoder}")
+    if built == ARCHITECTURES["classification"] and stored.get("problem_type") == "multi_label_classification":
+        raise UserError(f"{where} describes a classifier that gives a text several labels, and here it gets one; {encoder}")

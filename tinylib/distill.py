@@ -17,7 +17,7 @@ from tinylib import general
 from tinylib.bert import Bert
 from tinylib.checkpoint import steps_done
 from tinylib.encoders import Teacher
-from tinylib.errors import UserNote
+from tinylib.errors import UserError, UserNote
 from tinylib.layers import (
     Distiller,
     LayerMap,
@@ -119,12 +119,15 @@ def distill_intermediate(
     """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1).
 
     The teacher's outputs are kept on disk meanwhile, in ``settings.cache_dtype``, if ``settings.cache_gb`` allows
-    (``layers.teacher_outputs``), and longer with ``keep_outputs``, for another run on the same texts.
+    (``layers.teacher_outputs``), and longer with ``keep_outputs``, for another run on the same texts. Raises UserError for a layer
+    map that does not fit, for ``settings.weights`` that are all 0, and where the disk has no room for the outputs.
     """
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
         projections = first_projections(teacher, student.config, settings.start, settings.seed)
     weights = fitting(teacher, settings.weights, say=True)
+    if settings.epochs_intermediate and not (weights.embedding or weights.hidden or weights.attention):
+        raise UserError("the weights are all 0, so the intermediate step teaches nothing; leave it out with epochs_intermediate=0")
     wanted, outputs = Wanted.by(layer_map, weights), contextlib.nullcontext()
     layers = wanted.teacher_hidden, wanted.teacher_scores, wanted.teacher_relations
     heads = math.gcd(teacher.config.num_attention_heads, student.config.num_attention_heads)
@@ -136,7 +139,8 @@ def distill_intermediate(
             teacher, examples, *layers, keep=keep_outputs, heads=heads, dtype=settings.cache_dtype
         )
     elif left:
-        _say_uncached(size, settings)
+        small = TeacherOutputs.bytes_needed(teacher, examples, *layers, heads, "int8")
+        _say_uncached(size, settings, small <= settings.cache_gb * 1e9)
     elif settings.epochs_intermediate and not keep_outputs:  # a run that stopped just before it deleted them
         drop_outputs(teacher, examples, *layers, heads, settings.cache_dtype)
     with outputs as cached, aside(teacher) if cached else contextlib.nullcontext():
@@ -149,11 +153,11 @@ def distill_intermediate(
     return projections, history
 
 
-def _say_uncached(size: int, settings: Settings) -> None:
+def _say_uncached(size: int, settings: Settings, fits_halved: bool) -> None:
     """Tell that the teacher works anew in every epoch, and what would spare it that."""
     epochs, needed = settings.epochs_intermediate, math.ceil(size / 1e8) / 10
     if epochs > 1 and settings.cache_gb > 0:  # 0 is how one asks for it
-        half = " or --cache-dtype int8, which halves it," if settings.cache_dtype == "float16" else ""
+        half = " or --cache-dtype int8, which halves it," if fits_halved else ""
         warnings.warn(
             f"the teacher's outputs would take {needed:g} GB on the disk, more than the {settings.cache_gb:g} that it may, so it "
             f"computes them anew in each of {epochs} epochs; --cache-gb {needed:g}{half} spares it that", UserNote, stacklevel=3,
@@ -166,11 +170,13 @@ def distill_prediction(
 ) -> History:  # fmt: skip
     """Train the student's logits on the teacher's, soft targets only (eq. 10; section 3.2, step 2; ``prediction_loss``).
 
-    The teacher's are computed once a text, or not at all where the intermediate step has (``layers.teacher_logits``).
+    The teacher's are computed once a text, or not at all where the intermediate step has (``layers.teacher_logits``). Raises
+    UserError for a student that has not the teacher's labels in the teacher's order, and for a teacher without any.
     """
     if not settings.epochs_prediction and student.config.head != "regression":  # whose head still learns its unit below
         student.eval()
         return History()
+    check_labels(teacher, student)
     targets = teacher_logits(teacher, examples.encoded)
 
     def losses(model: Bert, batch: Batch) -> dict[str, Tensor]:
@@ -185,6 +191,21 @@ def distill_prediction(
             epochs=settings.epochs_prediction, lr=settings.lr_prediction, seed=settings.seed + 1, label="prediction step",
             checkpoint=checkpoint, after_epoch=after_epoch, after_step=after_step,
         )  # fmt: skip
+
+
+def check_labels(teacher: Teacher, student: Bert) -> None:
+    """Raise UserError unless the student's head gives what the teacher's does: a score, or a logit for each of the same labels.
+
+    Labels that nobody named (LABEL_0, …) go with any, if they are as many.
+    """
+    ours, theirs = student.config, teacher.config
+    if not theirs.outputs:
+        raise UserError("the teacher has no labels to teach in the prediction step; fine-tune it first, or set epochs_prediction=0")
+    named = [names for names in (ours.labels, theirs.labels) if names != tuple(f"LABEL_{i}" for i in range(len(names)))]
+    if ours.outputs != theirs.outputs or (ours.outputs > 1 and len(set(named)) > 1):
+        said, told = (", ".join(config.labels) or "none" for config in (ours, theirs))
+        remedy = "give it the same labels in the same order"
+        raise UserError(f"the student's labels are {said}, the teacher's {told} (in this order); {remedy}")
 
 
 def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections]:
@@ -214,10 +235,13 @@ def distill(
     ``projections``). With ``folder``
     each step checkpoints there and a second call goes on where the first one stopped. ``after_step`` is called after each
     step of the prediction step: ``prune.while_distilling`` gives one under which the student loses weights as it learns.
+    Raises UserError, before the first step, for a teacher that has no labels or others than the student.
     """
     settings = settings or Settings()
     if student is None:
         student, projections = first_student(teacher, settings)
+    if settings.epochs_prediction or student.config.head == "regression":
+        check_labels(teacher, student)
     student.to(next(teacher.parameters()).device)
     steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
     projections, intermediate = distill_intermediate(teacher, student, examples, settings, steps[0], after_epoch, projections)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tinylib import foreign, models
 from tinylib.attention import attention_scores
-from tinylib.bert import Bert, BertConfig, BertOutput, check_layers, copy_tokenizer, read_config
+from tinylib.bert import Bert, BertConfig, BertOutput, check_layers, copy_tokenizer, read_config, tokenizer_in
 from tinylib.errors import UserError
 
 
@@ -174,7 +174,9 @@ class Encoder(nn.Module):
 
     def _scores(self, m: int, found: dict[str, list[Tensor]], out) -> Float[Tensor, "B H T T"]:
         if not self.has_scores:  # p is 0 where the architecture looks nowhere near, and log 0 is no number to learn from
-            return out.attentions[m - 1].clamp(min=torch.finfo(torch.float32).tiny).log()
+            weights = out.attentions[m - 1]
+            weights = weights.to(torch.promote_types(weights.dtype, torch.float32))  # in float16 that smallest number would be 0
+            return weights.clamp(min=torch.finfo(torch.float32).tiny).log()
         scores = attention_scores(*(self._split(found[name][m - 1]) for name in ("query", "key")))
         if self.kind == "mpnet":  # one bias for each head and distance, the same in every layer (Raffel et al. 2020, section 2.1)
             scores = scores + self.base.encoder.compute_position_bias(out.hidden_states[0])
@@ -248,8 +250,7 @@ class Encoder(nn.Module):
             raise UserError(f"{folder / 'config.json'}: {error}") from None
         if not encoder.has_scores:
             encoder._probe(folder)
-        if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-            encoder.tokenizer_folder = folder
+        encoder.tokenizer_folder = tokenizer_in(folder)
         return encoder.eval()
 
     @torch.inference_mode()

@@ -8,7 +8,6 @@ forward path must be held against the first.
 
 import functools
 import importlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from tinylib import metrics, models, tasks, train
 from tinylib.bert import Bert, to_hf
 from tinylib.config import ACTIVATIONS
 from tinylib.course import Prepared
-from tinylib.errors import UserError
-from tinylib.stored import first_line
+from tinylib.errors import UserError, is_full_memory
+from tinylib.stored import first_line, read_json
 from tinylib.text import Encoded
 
 FILE = "model.onnx"
@@ -105,10 +104,13 @@ class _Graph:
         scalars = {name: self.constant(name, np.array(n, np.int64)) for name, n in (("zero", 0), ("one", 1))}
         length = self.node("Gather", self.node("Shape", "input_ids"), scalars["one"])
         places = self.node("Range", scalars["zero"], length, scalars["one"])
+        segments = "token_type_ids"
+        if self.config.type_vocab_size == 1:  # as bert.Embeddings: there is nothing to tell apart
+            segments = self.node("Mul", segments, scalars["zero"])
         tables = [self.weight(f"embeddings.{name}.weight") for name in ("word", "segment", "position")]
         rows = [
             self.node("Gather", table, ids, name=f"embeddings.{ids}")
-            for table, ids in zip(tables, ("input_ids", "token_type_ids", places), strict=True)
+            for table, ids in zip(tables, ("input_ids", segments, places), strict=True)
         ]
         return self.norm("embeddings.norm", self.node("Add", self.node("Add", rows[0], rows[1]), rows[2]))
 
@@ -179,7 +181,7 @@ class Onnx:
     """An ONNX file in ONNX Runtime on the CPU: called like the model that it was made from.
 
     source: the file, or its folder. threads: how many compute; as many as PyTorch's if None. Raises UserError if the file
-    is missing or damaged, or if the package onnxruntime is.
+    is missing, or damaged, or the config.json beside it, and where the package onnxruntime is missing.
     """
 
     def __init__(self, source: str | Path, threads: int | None = None):
@@ -194,7 +196,7 @@ class Onnx:
             raise UserError(f"{self.file} cannot be run by ONNX Runtime ({first_line(error)}); export it again") from None
         self.output = self.session.get_outputs()[0].name
         beside = self.file.parent / "config.json"
-        self.config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        self.config = read_json(beside, "export the model again") if beside.is_file() else {}
 
     def __call__(
         self,
@@ -204,7 +206,7 @@ class Onnx:
     ) -> Float[Tensor, "B ..."]:
         """Return the logits (B, K), or the last layer's output (B, T, C) of a model without head.
 
-        The arguments are those of ``bert.Bert``. Raises UserError for ids that the model cannot take.
+        The arguments are those of ``bert.Bert``. Raises UserError for ids that the model cannot take, and where the memory is full.
         """
         longest = self.config.get("max_position_embeddings", ids.shape[1])
         if ids.shape[1] > longest:
@@ -216,6 +218,9 @@ class Onnx:
         try:
             return torch.from_numpy(self.session.run(None, feed(batch))[0])
         except Exception as error:
+            if is_full_memory(error):
+                full = f"the memory is full at {ids.shape[0]} texts of {ids.shape[1]} tokens"
+                raise UserError(f"{self.file}: {full}; give fewer at a time, or close what else runs") from None
             remedy = "give ids of the model's own tokenizer"
             raise UserError(f"{self.file} cannot take these ids ({first_line(error)}); {remedy}") from None
 
@@ -224,10 +229,12 @@ class Onnx:
 
         An int8 file rounds by the largest number of the whole batch, so there a text's logits depend a little on its
         neighbours; ``batch_size=1`` gives what a service that takes one text at a time would answer.
-        Raises UserError for a file without a classification head.
+        Raises UserError for a file without a classification head, and for no texts.
         """
         if self.output != "logits":
             raise UserError(f"{self.file} has no classification head; export a fine-tuned classifier")
+        if not len(encoded):
+            raise UserError("there are no texts to predict from; give at least one")
         batches = train.loader(train.Examples(encoded), batch_size, shuffle=False)
         rows, logits = [], []
         for batch in tqdm(batches, desc=label, disable=label is None, leave=False):
@@ -289,8 +296,9 @@ def compare(
 def difference_on_random(model: Bert, exported: Onnx | Bert, seed: int = 0) -> float:
     """Return the largest difference of any output on random ids: several batches and lengths, with padding and both segments."""
     config, source, largest = model.config, torch.Generator().manual_seed(seed), 0.0
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
+    device, modes = next(model.parameters()).device, {m: m.training for m in (model, exported) if isinstance(m, Bert)}
+    for m in modes:
+        m.eval()
     for B, longest in SHAPES:
         T = min(longest, config.max_position_embeddings)
         ids = torch.randint(config.vocab_size, (B, T), generator=source)
@@ -302,7 +310,8 @@ def difference_on_random(model: Bert, exported: Onnx | Bert, seed: int = 0) -> f
             wanted, given = wanted[mask], given[mask]
         # torch's maximum keeps a NaN, which Python's max would drop
         largest = float(torch.maximum(torch.tensor(largest), (wanted - given).abs().max()))
-    model.train(training)
+    for m, training in modes.items():
+        m.train(training)
     return largest
 
 

@@ -1,10 +1,12 @@
 """Checkpoints of other architectures, read through transformers: checked before a model is made, no code of theirs run."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from tinylib import bert
@@ -55,7 +57,14 @@ def _check_claims(folder: Path, told) -> None:
             wanted = sum(p.numel() for p in AutoModel.from_config(told).parameters())
     except Exception as error:  # whatever an architecture says of a size that it cannot have
         raise UserError(f"{where} describes no {told.model_type!r} model ({first_line(error)}); copy it again") from None
-    check_new(where, wanted, sum(file.stat().st_size for file in files))  # a number takes a byte at the least
+    held = sum(_count(file) for file in files)
+    check_new(where, max(0, wanted - held), held)
+
+
+def _count(file: Path) -> int:
+    """Return how many numbers a safetensors file holds, by its header."""
+    with safe_open(file, framework="pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())
 
 
 def read_model(
@@ -76,8 +85,9 @@ def read_model(
         told.problem_type = "regression" if len(names) == 1 else None
         more |= {"ignore_mismatched_sizes": True}  # the classifier of a task with more or fewer classes
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws what a checkpoint lacks from the global state
-            torch.manual_seed(generator.initial_seed() if generator else 0)
+        # transformers draws what a checkpoint lacks from the CPU's global state; torch.manual_seed would begin the GPUs' anew too
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator.initial_seed() if generator else 0)
             model, info = kind.from_pretrained(
                 folder, config=told, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **more
             )

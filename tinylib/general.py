@@ -89,10 +89,12 @@ def distill_general(
 
     Every ``measure_every`` steps the history gets the losses on held-out text by layer: {"step": …, "embedding 0": …,
     "hidden 1": …, "attention 1": …, …}. With ``checkpoint`` (a file name) a second call goes on where the first one stopped,
-    to the same weights.
+    to the same weights. Raises UserError for ``settings.weights`` that are all 0.
     """
     settings = settings or Settings()
     weights = fitting(teacher, settings.weights, say=True)
+    if not (weights.embedding or weights.hidden or weights.attention):
+        raise UserError("the weights are all 0, so general distillation teaches nothing; give at least one")
     student = student or first_student(teacher, settings)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)

@@ -6,13 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from tinylib import course, measure, metrics, plots, train
+from tinylib import course, measure, metrics, models, options, plots, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
-from tinylib.cli import seed_type
 from tinylib.errors import UserError
 from tinylib.masks import save_compressed
-from tinylib.output import make_folder
 
 COLUMNS = ("model", "accuracy", "95 % interval", "retention", "parameters (M)", "file (MB)", "latency (ms)")
 
@@ -98,11 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the job from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tinylib.job", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/movie_reviews"))
-    parser.add_argument("--seed", type=seed_type, default=0)
+    parser.add_argument("--seed", type=options.seed, default=0)
     args = parser.parse_args(argv)
     started = time.perf_counter()
     try:
-        make_folder(args.out)
+        models.make_folder(args.out)
         rows = run(args.out, args.seed)
     except UserError as error:
         print(f"distill: {error}", file=sys.stderr)

@@ -5,10 +5,12 @@ intermediate step of task distillation. Layers are numbered as in the paper: 0 i
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 import warnings
@@ -20,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float16, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tinylib import models, onednn, processes, sharing, train
+from tinylib.attention import float32_precision
 from tinylib.bert import Bert, BertConfig, BertOutput
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
@@ -195,13 +198,13 @@ def intermediate_losses(
 class TeacherOutputs:
     """A teacher's hidden states, scores and value relations for every text, computed once and kept on disk.
 
-    The files are memory-mapped: a batch reads its own rows, and memory stays flat however many texts there are.
-    ``batch(rows)`` pads them like the texts; sentences differ in length, so each row is stored at its own. Of several processes
-    each keeps those of its own texts (``processes.owned``); of others it gives zeros, which count for nothing. With ``folder`` the
-    files are made there, or found there whole (``teacher_outputs`` keeps them in the cache under a key); without, they lie in
-    the system's folder for temporary files and go with the object. ``heads``: keep the means of so many groups of heads
-    (``losses.match_heads``) instead of every head. ``dtype``: float16, or int8 with a scale for each token's state and for each
-    query's scores, half the room (``rowwise``).
+    The files are memory-mapped: a batch reads its own rows, and memory stays flat however many texts there are. ``batch(rows)``
+    pads them like the texts; sentences differ in length, so each row is stored at its own. Of several processes each keeps those of
+    its own texts (``processes.owned``); of others it gives zeros, which count for nothing. With ``folder`` the files are made
+    there, or found there whole (``teacher_outputs`` keeps them in the cache under a key); without, they lie in the system's folder
+    for temporary files and go with the object; UserError is raised if its disk is full. ``heads``: keep the means of so many groups
+    of heads (``losses.match_heads``) instead of every head. ``dtype``: float16, or int8 with a scale for each token's state and for
+    each query's scores, half the room (``rowwise``).
     """
 
     KINDS = "hidden", "square"  # numbers a token, and a pair of tokens
@@ -218,13 +221,23 @@ class TeacherOutputs:
         self.lengths = n.tolist()
         parts = self._items(teacher, n, hidden, scores, relations, heads, self.format)
         self.offsets = [F.pad(part.cumsum(0), (1, 0)).tolist() for part in parts]
-        if folder is None:
+        temporary = folder is None
+        if temporary:
             folder = Path(tempfile.mkdtemp(prefix="teacher-outputs-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         files = [folder / f"{kind}.{self.format.suffix}" for kind in self.KINDS]
         sizes = [offsets[-1] for offsets in self.offsets]
         if not all(file.exists() for file in files):
-            logits = self._fill([self._mapped(f, size, "w+") for f, size in zip(files, sizes, strict=True)], teacher, examples)
+            try:
+                for file, size in zip(files, sizes, strict=True):
+                    _reserve(file, size * self.format.bytes)
+            except OSError as error:
+                if not (temporary and models.is_full_disk(error)):  # of the cache's disk ``models.product`` says it
+                    raise
+                needed = f"the {sum(sizes) * self.format.bytes / 1e6:,.0f} MB of the teacher's outputs"
+                remedy = "free some space, or set TMPDIR to a folder on another disk"
+                raise UserError(f"the disk of {folder.parent} has no room for {needed}; {remedy}") from None
+            logits = self._fill([self._mapped(f, size, "r+") for f, size in zip(files, sizes, strict=True)], teacher, examples)
             if logits is not None:
                 save_file({"logits": logits}, folder / self.LOGITS)
         # mode "c": pages that nobody writes are the file's own, and torch wants memory that could be written
@@ -243,7 +256,10 @@ class TeacherOutputs:
         return kinds, [*out.logits.cpu()] if out.logits is not None and out.logits.ndim == 2 else [None] * len(batch["rows"])
 
     def _fill(self, files: list[np.ndarray], teacher: Teacher, examples: Batchable) -> Tensor | None:
-        """Write the files; return the logits (N, K) of a teacher that has one for each class, if this process has every text."""
+        """Write the files; return the logits (N, K) of a teacher that has one for each class, if this process has every text.
+
+        Raises UserError for outputs that float16 cannot hold.
+        """
         layers = self.hidden_layers, self.score_layers, self.relation_layers
         buckets = [processes.owned(rows) for rows in LengthBuckets(examples.lengths, BATCH, shuffle=False)]
         logits: list[Tensor | None] = [None] * len(self.lengths)
@@ -258,7 +274,9 @@ class TeacherOutputs:
                     cuts = (slice(n),), (slice(None), slice(n), slice(n))
                     for file, offsets, kind, cut in zip(files, self.offsets, kinds, cuts, strict=True):
                         if kind is not None:
-                            packed = self.format.pack(kind[(i, slice(None), *cut)])
+                            own = kind[(i, slice(None), *cut)]
+                            _check_range(own)
+                            packed = self.format.pack(own)
                             file[offsets[row] : offsets[row + 1]] = packed.flatten().numpy()
             forget_pages(*files)
         for file in files:
@@ -310,12 +328,44 @@ class TeacherOutputs:
             dict(zip(self.score_layers, square[:first], strict=True)), dict(zip(self.relation_layers, square[first:], strict=True)),
         )  # fmt: skip
 
+    def close(self) -> None:
+        """Let go of the files, which Windows deletes only then; there are no batches after it."""
+        del self.hidden, self.square
+
     def _mapped(self, file: Path, size: int, mode: str) -> np.ndarray:
         """Map a file of ``size`` items; of none, which cannot be mapped, an empty array stands in."""
         if not size:
-            file.touch()
             return np.empty(0, self.format.dtype)
         return np.memmap(file, self.format.dtype, mode, shape=(size,))
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of ``size`` bytes, all of them the disk's by now; raise OSError where it has no room.
+
+    A file that is only mapped takes its room as its pages are written, and a disk that is full by then ends the process (SIGBUS).
+    """
+    with open(file, "wb") as made:
+        try:
+            if size:
+                os.posix_fallocate(made.fileno(), 0, size)
+            return
+        except AttributeError:  # Windows and macOS have none
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # what file systems say that have none
+                raise
+        zeros = bytes(min(size, 1 << 20))
+        while size:
+            size -= made.write(zeros[:size])
+
+
+def _check_range(values: Float16[Tensor, "..."]) -> None:
+    # a sum in float32 shows what is not finite at the cost of one look
+    if not math.isfinite(values.sum(dtype=torch.float32)) and values.isinf().any():
+        raise UserError(
+            f"the teacher's outputs are beyond {torch.finfo(torch.float16).max:,.0f}, the most that float16 holds, in which they "
+            "are kept on disk; set cache_gb=0 (--cache-gb 0), and they are computed anew in each epoch"
+        )
 
 
 def _owned_lengths(examples: Batchable) -> Int[Tensor, " N"]:
@@ -357,6 +407,7 @@ def teacher_outputs(
             _keep_logits(teacher, examples.encoded, lambda made: shutil.copyfile(said, made / said.name))
     yield outputs
     if not keep:  # not in a finally: a run that stopped may go on, and what it made waits for it
+        outputs.close()
         _drop(recipe)
 
 
@@ -387,7 +438,7 @@ def _drop(recipe: dict) -> None:
 
 def _outputs_recipe(teacher: Teacher, examples: Examples, layers: tuple, heads: int | None, dtype: str) -> dict:
     recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(examples.encoded), "layers": layers, "format": 2}
-    recipe |= {"precision": torch.get_float32_matmul_precision(), "device": next(teacher.parameters()).device.type}
+    recipe |= {"precision": float32_precision(), "device": next(teacher.parameters()).device.type}
     if processes.count() > 1:
         recipe |= {"process": [processes.index(), processes.count()]}
     if heads not in (None, teacher.config.num_attention_heads):
@@ -426,7 +477,7 @@ def teacher_logits(teacher: Teacher, encoded: Encoded) -> Float[Tensor, "N K"]:
 
 def _keep_logits(teacher: Teacher, encoded: Encoded, make: Callable[[Path], object]) -> Path:
     recipe = {"teacher": weights_hash(teacher), "texts": texts_hash(encoded), "device": next(teacher.parameters()).device.type}
-    return models.product("teacher-logits", recipe | {"precision": torch.get_float32_matmul_precision()}, make)
+    return models.product("teacher-logits", recipe | {"precision": float32_precision()}, make)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -436,7 +487,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # NumPy knows no bfloat16
     return digest.hexdigest()
 
 

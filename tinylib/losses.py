@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tinylib.errors import UserError
 
+CLASSES = "give the student a logit for each of the teacher's, of the same texts"
 HEADS = "give the student as many heads as the teacher, or compare groups of them (match_heads)"
 
 
@@ -24,12 +25,13 @@ def soft_target_loss(
 
     The factor T² keeps the gradient, T·(p_s − p_t), of one size as T grows. The teacher's side gets no gradient. Over a single
     class (K = 1) both distributions are 1 and the loss is 0 whatever the logits: scores need ``prediction_loss``.
-    Raises UserError unless ``temperature`` is above 0.
+    Raises UserError unless ``temperature`` is above 0 and finite, and if the two shapes differ.
     """
-    if temperature <= 0:
-        raise UserError(f"temperature={temperature} must be greater than 0; 1 leaves the logits as they are")
-    student = F.log_softmax(_fine(student_logits) / temperature, dim=-1)
-    teacher = F.log_softmax(_fine(teacher_logits.detach()) / temperature, dim=-1)
+    if not 0 < temperature < math.inf:  # NaN fails too
+        raise UserError(f"temperature={temperature} must be greater than 0 and finite; 1 leaves the logits as they are")
+    _same_shape("soft_target_loss", student_logits, teacher_logits, CLASSES)
+    student = F.log_softmax(fine(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(fine(teacher_logits.detach()) / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -40,11 +42,13 @@ def prediction_loss(
 
     KL over one class is 0 and teaches nothing. A score has no temperature either. Jiao et al. trained their regression task
     (STS-B) on the labels; here the student learns from the teacher's scores, as it does from the teacher's classes, so that
-    augmented and unlabelled texts can serve too. Raises UserError for classes as ``soft_target_loss`` does.
+    augmented and unlabelled texts can serve too. Raises UserError if the two shapes differ, and for classes as
+    ``soft_target_loss`` does.
     """
+    _same_shape("prediction_loss", student_logits, teacher_logits, CLASSES)
     if student_logits.shape[-1] > 1:
         return soft_target_loss(student_logits, teacher_logits, temperature)
-    return (_fine(student_logits) - teacher_logits.detach()).square().mean()
+    return (fine(student_logits) - teacher_logits.detach()).square().mean()
 
 
 def hidden_loss(
@@ -77,7 +81,7 @@ def attention_loss(
     Raises UserError if the two shapes differ or the mask's is not (B, T).
     """
     _same_shape("attention_loss", student_scores, teacher_scores, HEADS)
-    difference = _fine(student_scores) - teacher_scores.detach()
+    difference = fine(student_scores) - teacher_scores.detach()
     if mask is None:
         return difference.square().mean()
     _check_mask("attention_loss", mask, difference[:, 0])
@@ -93,14 +97,11 @@ def attention_probability_loss(
     """Return the same mean of the attention weights after softmax: the variant that the paper decides against (section 3.1).
 
     Weights lie in [0, 1] and most near 1/T, so this loss is small and its gradient all but inert. Raises UserError if the two
-    shapes differ.
+    shapes differ or the mask's is not (B, T).
     """
     _same_shape("attention_probability_loss", student_scores, teacher_scores, HEADS)
-    keys = None if mask is None else ~mask.bool()[:, None, None, :]
-    student, teacher = (
-        (scores if keys is None else scores.masked_fill(keys, float("-inf"))).softmax(-1)
-        for scores in (_fine(student_scores), _fine(teacher_scores.detach()))
-    )
+    _check_mask("attention_probability_loss", mask, student_scores[:, 0])
+    student, teacher = (_over_real_pairs(scores, mask).softmax(-1) for scores in (student_scores, teacher_scores.detach()))
     return attention_loss(student, teacher, mask)
 
 
@@ -131,7 +132,7 @@ def attention_divergence_loss(
 def _divergence(name: str, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> Tensor:
     _same_shape(name, student_scores, teacher_scores, HEADS)
     _check_mask(name, mask, student_scores[:, 0])
-    student, teacher = (_log_softmax(x, mask) for x in (student_scores, teacher_scores.detach()))
+    student, teacher = (_over_real_pairs(x, mask).log_softmax(-1) for x in (student_scores, teacher_scores.detach()))
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
     B, H, T, _ = student_scores.shape
     queries = B * T if mask is None else mask.bool().sum().clamp(min=1)
@@ -166,18 +167,18 @@ def group_heads(scores: Float[Tensor, "B H T S"], groups: int) -> Float[Tensor, 
     return scores.unflatten(1, (groups, H // groups)).mean(2)
 
 
-def _log_softmax(relations: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the log of the softmax over real keys; the row of a query that is padding comes out the same for all."""
-    relations = _fine(relations)
-    if mask is not None:
-        pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
-        # finite, since 0·(−inf) is NaN, and before the softmax, since the padding may hold NaN
-        relations = relations.masked_fill(~pairs, torch.finfo(relations.dtype).min)
-    return relations.log_softmax(-1)
+def _over_real_pairs(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Return scores whose softmax sees real keys only; the row of a query that is padding comes out the same for all."""
+    scores = fine(scores)
+    if mask is None:
+        return scores
+    pairs = (mask.bool()[:, :, None] & mask.bool()[:, None, :])[:, None]
+    # finite, since 0·(−inf) is NaN, and before the softmax, since the padding may hold NaN
+    return scores.masked_fill(~pairs, torch.finfo(scores.dtype).min)
 
 
-def _fine(x: Tensor) -> Tensor:
-    """Widen half precision to float32."""
+def fine(x: Tensor) -> Tensor:
+    """Return half precision widened to float32, and what is finer as it is."""
     # rounded to bfloat16, a log of −5 would be off by up to 0.016: as much as the divergence of two models that are alike
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -193,7 +194,7 @@ MEANS_OVER_PAIRS = ("scores", "probabilities")  # of those in ATTENTION; the oth
 
 def _state_loss(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     _same_shape(name, student, teacher, "project the student's states first (Projections)")
-    difference = _fine(student) - teacher.detach()
+    difference = fine(student) - teacher.detach()
     _check_mask(name, mask, difference)
     return _masked_mean_square(difference, None if mask is None else mask.bool())
 

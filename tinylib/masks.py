@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinylib.bert import Bert, copy_tokenizer, to_hf
+from tinylib.bert import Bert, _Undrawn, to_hf, tokenizer_in
 from tinylib.config import BertConfig
 from tinylib.errors import UserError
 from tinylib.stored import check_depth, first_line, read_json, read_tensors
@@ -112,7 +112,8 @@ class Masks:
     def sparsity(self) -> float:
         """Return the share of the masked weights that is removed."""
         kept = sum(int(keep.sum()) for keep in self.keep.values())
-        return 1.0 - kept / sum(keep.numel() for keep in self.keep.values())
+        masked = sum(keep.numel() for keep in self.keep.values())
+        return 1.0 - kept / masked if masked else 0.0
 
     def by_name(self) -> dict[str, float]:
         """Return the share removed of each weight."""
@@ -201,7 +202,10 @@ def random_masks(model: Bert, sparsity: float, generator: torch.Generator, embed
 
 
 def head_sizes(model: Bert) -> Float[Tensor, "L H"]:
-    """Return ‖W_V‖·‖W_O‖ of each head, its rows of value and columns of output: a bound on what it can add."""
+    """Return ‖W_V‖·‖W_O‖ of each head, its rows of value and columns of output.
+
+    Biases apart, a head adds at most this product times the norm of its input.
+    """
     H, found = model.config.num_attention_heads, []
     for layer in model.layers:
         value = layer.attention.value.weight.detach().unflatten(0, (H, -1)).flatten(1).norm(dim=1)
@@ -230,11 +234,12 @@ def head_masks(model: Bert, share: float) -> Masks:
 
 
 def whole_count(share: float, of: int, what: str) -> int:
-    """Return how many of ``of`` things a share is; raise UserError if none would be left."""
-    if not 0.0 <= share < 1.0 or round(share * of) == of:
-        raise UserError(
-            f"share={share} would remove all {of} {what}; keep at least one: share below {1 - 0.5 / of:.2f}"
-        )
+    """Return how many of ``of`` things a share is; raise UserError for a share below 0, and if none would be left."""
+    if not share >= 0.0:  # NaN too
+        raise UserError(f"share={share} must be at least 0: it is the share of the {what} to remove")
+    if share >= 1.0 or round(share * of) == of:
+        below = math.floor(10_000 * (1 - 0.5 / of)) / 10_000  # rounded down: what is advised must be taken
+        raise UserError(f"share={share} would remove all {of} {what}; keep at least one: share below {below:g}")
     return round(share * of)
 
 
@@ -248,15 +253,13 @@ def save_compressed(model: Bert, folder: str | Path, dtype: torch.dtype = torch.
 
     safetensors keeps a zero in as many bytes as any number, so pruning alone saves nothing. Here n weights of
     sparsity s take n/8 + (1 − s)·n·b/8 bytes, b = 16 or 32 bits a value (``dtype``): at s = 0.5 that is 53 %
-    of dense float32 with b = 32 and 28 % with b = 16. Matrices for which this is no gain, biases and
-    LayerNorm are stored dense in ``dtype``. ``load_compressed`` reads it; for ``Bert.from_pretrained`` and
+    of dense float32 with b = 32 and 28 % with b = 16. Tensors for which this is no gain (as a rule biases and
+    LayerNorm) are stored dense in ``dtype``. ``load_compressed`` reads it; for ``Bert.from_pretrained`` and
     ``transformers`` use ``save_pretrained``. Raises UserError for another ``dtype`` than float16 and float32.
     """
     if dtype not in (torch.float16, torch.float32):
         raise UserError(f"dtype={dtype} must be torch.float16 or torch.float32")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    folder, tensors = model.save_without_weights(folder), {}
     for name, tensor in model.state_dict().items():
         value, name = tensor.detach().cpu().to(dtype).contiguous(), to_hf(name)
         keep = value != 0  # in the stored precision: float16 rounds what is below 3e-8 to zero
@@ -266,9 +269,6 @@ def save_compressed(model: Bert, folder: str | Path, dtype: torch.dtype = torch.
         else:
             tensors[name] = value
     save_file(tensors, folder / COMPRESSED, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if model.tokenizer_folder and model.tokenizer_folder.resolve() != folder.resolve():
-        copy_tokenizer(model.tokenizer_folder, folder)
     return folder
 
 
@@ -297,7 +297,7 @@ def load_compressed(folder: str | Path) -> Bert:
         stored = read_tensors(folder / COMPRESSED)
         config = BertConfig.from_dict(read_json(folder / "config.json"))
         check_depth("config.json", config.num_hidden_layers, stored)
-        with torch.device("meta"):  # shapes alone: the file must fill them before any memory is taken
+        with torch.device("meta"), _Undrawn():  # shapes alone: the file must fill them before any memory is taken
             shapes = {name: tuple(tensor.shape) for name, tensor in Bert(config).state_dict().items()}
         state = {name: _dense(stored, to_hf(name), shape) for name, shape in shapes.items()}
         model = Bert(config)
@@ -305,5 +305,5 @@ def load_compressed(folder: str | Path) -> Bert:
     except DAMAGE as error:
         why = first_line(error)
         raise UserError(f"{folder} holds no whole model of save_compressed ({why}); save it again") from None
-    model.tokenizer_folder = folder if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists() else None
+    model.tokenizer_folder = tokenizer_in(folder)
     return model.eval()

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from tinylib.bert import BertConfig
+from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError
 from tinylib.paging import release_freed_memory
@@ -157,29 +159,32 @@ def percentile(times: Sequence[float], share: float) -> float:
     return sorted(times)[rank - 1]
 
 
+def _has_gpu() -> bool:
+    """Tell whether a GPU is in use; to ask it for anything would begin to use it."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
 def _wait() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _has_gpu():
         torch.cuda.synchronize()
 
 
 def peak_memory(function: Callable[[], object]) -> int:
     """Return by how many bytes memory rose, at most, while ``function()`` ran.
 
-    On a GPU: what PyTorch allocated there, exactly. On a CPU: the resident memory of this process,
-    sampled every millisecond, so a shorter peak is missed. What earlier calls freed is given back to the
+    On a GPU: what PyTorch allocated there, exactly. Of a function that allocates nothing there: the resident memory of
+    this process, sampled every millisecond, so a shorter peak is missed. What earlier calls freed is given back to the
     system first, where the C library can (glibc): pages that the allocator had kept resident would serve
     the function without a trace. For a figure to publish, measure in a fresh process.
     """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
     import psutil
 
     gc.collect()
     release_freed_memory()
-    process, done = psutil.Process(), threading.Event()
+    process, done, gpu = psutil.Process(), threading.Event(), _has_gpu()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     before = highest = process.memory_info().rss
 
     def sample() -> None:
@@ -195,7 +200,8 @@ def peak_memory(function: Callable[[], object]) -> int:
     finally:
         done.set()
         watcher.join()
-    return highest - before
+    on_gpu = torch.cuda.max_memory_allocated() - held if gpu else 0
+    return on_gpu or highest - before
 
 
 def process_memory(code: str) -> int:
@@ -244,16 +250,26 @@ class Measured:
 def summary(model: Teacher, length: int = 32, batch: int = 1, repeats: int = 30, warmup: int = 5) -> Measured:
     """Measure a model on random token ids (batch, length), in evaluation mode, on the model's device.
 
+    A Bert's operations are those of ``flops``; other encoders', whose attention may be another, torch counts while they run.
     Raises UserError if ``length``, ``batch`` or ``repeats`` is below 1, or ``warmup`` below 0.
     """
     training, device = model.training, next(model.parameters()).device
-    count = flops(model.config, length, batch)
+    flops(model.config, length, batch)  # refuses sizes that cannot be
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, length), generator=source).to(device)
     model.eval()
     try:
+        count = flops(model.config, length, batch) if isinstance(model, Bert) else _counted(model, ids)
         taken = latency(lambda: model(ids), repeats, warmup)
     finally:
         model.train(training)
     sizes = parameters(model), weight_bytes(model) / 1e6, count / 1e9
     return Measured(*sizes, taken, length, batch, device.type, torch.get_num_threads())
+
+
+def _counted(model: nn.Module, ids: Tensor) -> int:
+    """Return the operations of ``model(ids)`` as torch counts them; of fused attention it counts none on a CPU."""
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), torch.enable_grad(), plain, FlopCounterMode(display=False) as counter:  # it reads the graph
+        model(ids.clone())
+    return counter.get_total_flops()

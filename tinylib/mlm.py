@@ -20,13 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tinylib import cards, models, onednn
+from tinylib import cards, models, onednn, options
 from tinylib import corpus as corpora
 from tinylib.bert import Bert
-from tinylib.cli import count_type, seed_type
 from tinylib.corpus import Corpus
 from tinylib.errors import UserError
-from tinylib.output import make_folder
 from tinylib.stored import first_line, read_json, read_tensors
 from tinylib.text import load_tokenizer
 from tinylib.train import PRECISIONS, Batch, History, LossFn, fit, loader, set_precision
@@ -161,6 +159,10 @@ def card_text(card: dict) -> str:
     base = cards.plain(card["base"])
     load = f'shipped("{base}")' if card["base"] in SHIPPED else 'load("THIS FOLDER")'
     given = {"base": None if card["base"] == BASE else card["base"], "corpus": card.get("corpus_from"), "steps": s["steps"]}
+    licence = "Licence: that of the base and of the corpus."
+    if card["base"] in SHIPPED:
+        start = f"Licence: Apache-2.0, as {models.SHIPPED[card['base']].hub}, from which it starts."
+        licence = f"{start} Of the corpus, `snli` is CC BY-SA 4.0."
     command = cards.command("mlm", given | {"seed": s["seed"], "precision": card["precision"], "out": "FOLDER"})
     return f"""# A masked-LM head for {base}
 
@@ -175,6 +177,8 @@ Made by
 in {card["seconds"]:,} s: {s["steps"]:,} steps of {s["batch_size"]} sequences, learning rate {s["lr"]:g},
 {s["share"]:.0%} of the tokens chosen (Devlin et al. 2019, section 3.1), dropout {s["dropout"]:g}, out of the corpus
 ({", ".join(map(cards.plain, card["corpus"]))}).
+
+{licence}
 
 On held-out text, every chosen token covered by [MASK]:
 
@@ -249,15 +253,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--corpus", default=CORPUS)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=count_type, default=Settings.steps)
-    parser.add_argument("--seed", type=seed_type, default=0)
+    parser.add_argument("--steps", type=options.count, default=Settings.steps)
+    parser.add_argument("--seed", type=options.seed, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="highest")
     args = parser.parse_args(argv)
     set_precision(args.precision)
     settings = Settings(steps=args.steps, seed=args.seed)
     new = not args.out.exists()
     try:
-        make_folder(args.out)  # before the training, not after
+        models.make_folder(args.out)  # before the training, not after
         tokenizer, corpus = load_tokenizer(args.base), corpora.load(args.corpus, args.base)
         told = {"settings": asdict(settings), "corpus": corpora.fingerprint(args.corpus), "precision": args.precision}
         key = hashlib.sha256(json.dumps([args.base, told], sort_keys=True).encode()).hexdigest()[:16]

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from tinylib.errors import UserError, UserNote
 
 HUB_PATIENCE = 4.0  # seconds to wait for the hub's first answer; without internet that is all it costs
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "vocab.json", "merges.txt",
     "added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "bpe.codes",
 )  # fmt: skip
@@ -388,6 +388,19 @@ def _sentences_for_disk_errors(target: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that a command is to write into; raise UserError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(shown: str | os.PathLike, error: OSError) -> UserError:
+    """Return what to tell a user whose ``--out`` cannot be written."""
+    return UserError(f"--out {shown} cannot be written ({error.strerror or error}); name another place")
+
+
 def is_full_disk(error: BaseException) -> bool:
     # safetensors and others report the operating system's error as text only
     by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -514,7 +527,8 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     online = hub_answers()
-    wanted = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *_TOKENIZER, *_LICENCES]
+    weights = "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"
+    wanted = ["config.json", *weights, *TOKENIZER_FILES, *_LICENCES]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=not online))
     except Exception as error:  # the hub's client raises many kinds; each means that the model did not come

@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
+from tinylib.attention import float32_precision
+
 # oneDNN keeps the programs that it compiled for the last 1024 shapes, half a megabyte each or more; batches of changing lengths
 # filled 10 GB with them. 32 are about those of one training step. It reads this when it compiles its first one.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -111,7 +113,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
+    exact = float32_precision() == "highest" and not torch.is_autocast_enabled("cpu")
     return plain and exact and x.dim() > 1 and x.numel() > 0
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from tinylib import processes
 from tinylib.errors import UserError, UserNote
 from tinylib.masks import COMPRESSED
-from tinylib.models import expanded, is_full_disk, sync, sync_all
+from tinylib.models import expanded, is_full_disk, sync, sync_all, unwritable
 from tinylib.stored import read_json
 
 CHECKPOINTS, RUN, LOCK = "checkpoints", "run.json", ".lock"  # of a run: in its working folder, and they go last in its result
@@ -218,18 +218,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder that a command is to write into; raise UserError where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(shown: str | os.PathLike, error: OSError) -> UserError:
-    return UserError(f"--out {shown} cannot be written ({error.strerror or error}); name another place")
-
-
 @contextlib.contextmanager
 def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
     try:
@@ -244,5 +232,5 @@ def _sentences(shown: str | os.PathLike, work: Path) -> Iterator[None]:
         about, name = Path(str(getattr(error, "filename", None) or "")), work.name.removesuffix(".unfinished")
         own = [work, work.with_name(f"{name}.old"), work.with_name(name[1:])]
         if isinstance(error, OSError) and error.filename and any(p in (about, *about.parents) or about in p.parents for p in own):
-            raise _unwritable(shown, error) from error
+            raise unwritable(shown, error) from error
         raise

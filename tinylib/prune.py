@@ -74,9 +74,11 @@ def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float
 class GradualPruner:
     """Raise the sparsity along ``cubic_sparsity`` as the ``after_step`` of ``train.fit``.
 
-    The masks are drawn anew every ``every`` steps from ``begin`` to ``end`` and frozen after that. What is
-    removed never comes back. ``make(model, sparsity)`` decides the masks: ``global_masks`` (default),
-    ``layer_masks``, …. Raises UserError if ``every`` is below 1 or ``end`` not later than ``begin``.
+    The masks are drawn anew every ``every`` steps from ``begin`` to ``end`` and frozen after that.
+    ``make(model, sparsity)`` decides the masks: ``global_masks`` (default), ``layer_masks``, …. What is removed never comes
+    back where ``make`` ranks by size, since zeros are the smallest; a ``make`` that draws by lot must draw the same lots each time
+    (``random_masks`` with a generator of the same seed). Raises UserError if ``every`` is below 1 or ``end`` not later than
+    ``begin``.
     """
 
     def __init__(
@@ -144,9 +146,10 @@ def teacher_loss(teacher: Teacher, examples: Examples, temperature: float = 1.0,
     ``seen``: the same texts in the teacher's own word pieces, where the student's vocabulary is another. Raises UserError if
     they are not as many texts as the student's.
     """
-    targets = teacher_logits(teacher, seen or examples.encoded)
-    if len(targets) != len(examples):
-        raise UserError(f"the teacher sees {len(targets)} texts and the student {len(examples)}; encode the same texts for both")
+    seen = examples.encoded if seen is None else seen
+    if len(seen) != len(examples):
+        raise UserError(f"the teacher sees {len(seen)} texts and the student {len(examples)}; encode the same texts for both")
+    targets = teacher_logits(teacher, seen)
 
     def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["ids"], batch["mask"], batch["segments"]).logits

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tinylib.errors import UserError
 from tinylib.export import feed, find, package
+from tinylib.stored import first_line
 
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 # 5 kB in float32 for two labels, and the last step before the answer: not worth an error.
@@ -35,6 +36,7 @@ def dynamic_int8(source: str | Path, target: str | Path, table_bits: int = 8) ->
     for a source that is missing or no ONNX file, and where a package is missing.
     """
     quantization = package("onnxruntime.quantization")
+    _check(table_bits)  # now: the target may be the source
     with _quiet():
         quantization.quantize_dynamic(
             _read(source), Path(target), op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
@@ -54,6 +56,7 @@ def static_int8(
     faster on CPUs. The rest is as there. Raises UserError without batches.
     """
     quantization = package("onnxruntime.quantization")
+    _check(table_bits)
     given = [feed(batch) for batch in batches]
     if not given:
         raise UserError("static int8 needs batches to calibrate on, and there are none; give some of the training texts")
@@ -78,7 +81,8 @@ def tables(source: str | Path, target: str | Path, bits: int = 8) -> Path:
     """Round the embedding tables alone: to int8 with a scale a row, or to 4 bits with a scale every 32 columns.
 
     They hold two thirds of TinyBERT's weights. A scale a row follows each word's own size: a third less error than one
-    scale for the table, for four bytes a word. 4 bits need ONNX Runtime's own operator.
+    scale for the table, for four bytes a word. 4 bits need ONNX Runtime's own operator, two of them a byte: a table of
+    odd width gets 8.
     Raises UserError as ``dynamic_int8`` does.
     """
     onnx = package("onnx")
@@ -93,10 +97,11 @@ def tables(source: str | Path, target: str | Path, bits: int = 8) -> Path:
             continue
         (name, ids), out = node.input, node.output[0]
         graph.initializer.remove(weights[name])
-        codes, scales = _by_row(table) if bits == 8 else _by_block(table, bits)
-        packed = codes if bits == 8 else _pack(codes, bits).reshape(len(table), -1)[:, : -(-table.shape[1] * bits // 8)]
+        whole = bits == 8 or table.shape[1] % 2  # the operator gives as many columns as there are codes in the bytes
+        codes, scales = _by_row(table) if whole else _by_block(table, bits)
+        packed = codes if whole else _pack(codes, bits).reshape(len(table), -1)[:, : table.shape[1] * bits // 8]
         graph.initializer.extend([to_proto(packed, f"{name}_codes"), to_proto(scales, f"{name}_scales")])
-        if bits == 8:
+        if whole:
             nodes += [
                 make("Gather", [f"{name}_codes", ids], [f"{out}_codes"], name=f"{out}_codes"),
                 make("Cast", [f"{out}_codes"], [f"{out}_float"], name=f"{out}_float", to=onnx.TensorProto.FLOAT),
@@ -121,7 +126,8 @@ def weight_only(source: str | Path, target: str | Path, bits: int = 4, table_bit
     Raises UserError as ``dynamic_int8`` does.
     """
     onnx = package("onnx")
-    _check(bits)
+    table_bits = bits if table_bits is None else table_bits
+    _check(bits), _check(table_bits)
     model = _read(source)
     graph, weights, nodes = model.graph, {w.name: w for w in model.graph.initializer}, []
     for node in graph.node:
@@ -137,7 +143,7 @@ def weight_only(source: str | Path, target: str | Path, bits: int = 4, table_bit
         shape = {"N": matrix.shape[0], "K": matrix.shape[1], "bits": bits, "block_size": BLOCK}
         given = [x, f"{name}_codes", f"{name}_scales"]
         nodes.append(onnx.helper.make_node("MatMulNBits", given, [node.output[0]], name=node.name, domain=MICROSOFT, **shape))
-    return tables(_write(model, nodes, target), target, table_bits or bits)
+    return tables(_write(model, nodes, target), target, table_bits)
 
 
 def torch_dynamic_int8(model: nn.Module) -> nn.Module:
@@ -190,13 +196,18 @@ def _check(bits: int) -> None:
 
 
 def _read(source: str | Path):
-    path = find(source)
+    path, onnx = find(source), package("onnx")
     try:
-        return package("onnx").load(path)
-    except UserError:
+        model = onnx.load(path)
+    except MemoryError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); check the file and its permissions") from None
     except Exception as error:  # protobuf's own class
         raise UserError(f"{path} is no ONNX file ({type(error).__name__}); export the model again") from None
+    if not model.graph.node:  # of an empty file protobuf makes an empty model
+        raise UserError(f"{path} is no ONNX file (it holds no operators); export the model again")
+    return model
 
 
 def _write(model, nodes: list, target: str | Path) -> Path:

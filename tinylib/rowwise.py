@@ -1,8 +1,8 @@
 """Rows of numbers as a cache keeps them: in float16, or in int8 with a scale for each row, which takes half the room.
 
 In int8 a row x is round(127·x / max|x|), so that no number is off by more than half a step, max|x| / 254, up to the rounding of
-the scale to float16 (3.8e-6 at most). A row is a token's hidden state, or its scores with all keys: a scale of its own keeps a
-large one from making its neighbours coarse.
+the scale to float16: 2⁻¹¹ of that half step more or, where max|x| is below 0.0078, 3.8e-6 (127·2⁻²⁵). A row is a token's hidden
+state, or its scores with all keys: a scale of its own keeps a large one from making its neighbours coarse.
 """
 
 from collections.abc import Callable

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinylib import processes, sharing
 from tinylib.bert import Bert
 from tinylib.errors import UserError
 from tinylib.masks import head_sizes, whole_count
 from tinylib.text import load_tokenizer
-from tinylib.train import Examples, LossFn, loader
+from tinylib.train import Batch, Examples, LossFn, in_parts, loader
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Importance:
 def magnitude_importance(model: Bert) -> Importance:
     """Return the products of the norms by which a part reads and writes: ‖W_V‖·‖W_O‖ of a head, ‖up‖·‖down‖ of a neuron.
 
-    The product bounds what the part can add to the residual stream, whatever its input.
+    Biases apart, a part adds at most its product times the norm of its input to the residual stream.
     """
     neurons = [layer.up.weight.detach().norm(dim=1) * layer.down.weight.detach().norm(dim=0) for layer in model.layers]
     return Importance(head_sizes(model), torch.stack(neurons))
@@ -81,21 +82,30 @@ def taylor_importance(model: Bert, examples: Examples, loss_fn: LossFn, batches:
     """Return by how much the loss would change, to first order, without a part: the mean over texts of |∂L/∂gate| at gate = 1.
 
     L(gate = 0) − L(gate = 1) ≈ −∂L/∂gate, one derivative for all weights of the part together (Michel et al. 2019, eq. 2;
-    Molchanov et al. 2017). Reads ``batches`` batches of 32 texts in evaluation mode; the model stays as it is.
+    Molchanov et al. 2017). Reads ``batches`` batches of 32 texts in evaluation mode, in parts where the memory is too small for
+    that; the model stays as it is. Raises UserError for ``batches`` below 1 and for no texts.
     """
-    training = model.training
-    model.eval()
-    device, gates = next(model.parameters()).device, Gates(model)
+    if batches < 1 or not len(examples):
+        raise UserError(f"batches={batches} of {len(examples)} texts tell nothing; give at least one text and one batch")
+    training, device, gates = model.training, next(model.parameters()).device, Gates(model)
     sums, texts = [torch.zeros(size, device=device) for size in gates.sizes], 0
-    with gates:
-        for batch, _ in zip(loader(examples, 32, seed=seed), range(batches), strict=False):
-            B = len(batch["rows"])
-            gates.open(B)
-            loss = sum(loss_fn(model, {k: v.to(device) for k, v in batch.items()}).values())
-            for total, slope in zip(sums, torch.autograd.grad(loss, [gates.heads, gates.neurons]), strict=True):
-                total += B * slope.abs().sum(1)  # the loss is a mean over the batch: B times its slope is one text's own
-            texts += B
-    model.train(training)
+
+    def slopes(batch: Batch) -> tuple[Tensor, ...]:
+        gates.open(len(batch["rows"]))
+        loss = sum(loss_fn(model, {k: v.to(device) for k, v in batch.items()}).values())
+        return torch.autograd.grad(loss, [gates.heads, gates.neurons])
+
+    try:
+        model.eval()
+        with gates:
+            for batch, _ in zip(loader(examples, 32, seed=seed), range(batches), strict=False):
+                for part, found in in_parts(batch, slopes):
+                    B = len(part["rows"])
+                    for total, slope in zip(sums, found, strict=True):
+                        total += B * slope.abs().sum(1)  # the loss is a mean over the part: B times its slope is one text's own
+                    texts += B
+    finally:
+        model.train(training)
     return Importance(*(total / texts for total in sums))
 
 
@@ -105,7 +115,9 @@ class Movement:
     Inside ``with movement:`` a part is multiplied by its gate, 0 for the parts of smallest score. The gate's derivative reaches
     the score as if the step from score to gate were not there (straight-through): S ← S − ∂L/∂gate, so a part that training
     would make larger is worth keeping, however small it is now. Called as ``after_step`` of ``train.fit`` it updates the
-    scores and, along ``growth(step)`` in [0, 1], closes a growing share of the parts.
+    scores and, along ``growth(step)`` in [0, 1], closes a growing share of the parts. Several processes, which must all call it,
+    close the same ones. Under float16 the derivatives are those of the scaled loss, which rank alike; those that overflow count
+    for nothing, as the step itself does.
     """
 
     def __init__(self, model: Bert, heads: float, neurons: float, growth: Callable[[int], float]):
@@ -127,11 +139,14 @@ class Movement:
         for name, share in self.shares.items():
             gate = getattr(self.gates, name)
             if gate.grad is not None:
-                self.scores[name] -= gate.grad[:, 0]
+                # each process scales its part of the loss up for data parallelism, which averages
+                slope = sharing.total(gate.grad[:, 0]) / processes.count()
+                if torch.isfinite(slope).all():
+                    self.scores[name] -= slope
                 gate.grad = None
             for row, scores in zip(gate[:, 0], self.scores[name], strict=True):
                 row.fill_(1.0)
-                row[scores.argsort()[: round(share * self.growth(step) * len(scores))]] = 0.0
+                row[scores.argsort(stable=True)[: round(share * self.growth(step) * len(scores))]] = 0.0
 
     def discard(self) -> None:
         """Forget the derivatives of a step that memory was too small for: the step is begun anew, with fewer texts at a time."""
@@ -179,7 +194,7 @@ def shrink(
 def _largest(values: Tensor, count: int) -> Tensor:
     """Return the mask of the ``count`` largest values; of equal ones the later stay, as in ``Movement``."""
     keep = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    keep[values.argsort()[len(values) - count :]] = True
+    keep[values.argsort(stable=True)[len(values) - count :]] = True
     return keep
 
 
@@ -200,11 +215,11 @@ def restore_heads(model: Bert) -> Bert:
     config = model.config
     if config.head_dim is None:
         return model
-    D, C = config.head_width, config.hidden_size
-    if C % D:
-        raise UserError(f"heads of {D} columns do not fill the width {C}, so this model has no layout that transformers knows")
+    H, D, C = config.num_attention_heads, config.head_width, config.hidden_size
+    if C % D or H * D > C:
+        raise UserError(f"{H} heads of {D} columns do not fit the width {C}, so this model has no layout that transformers knows")
     whole = _empty_copy(model, num_attention_heads=C // D, head_dim=None)
-    state, lacking = model.state_dict(), C - config.num_attention_heads * D
+    state, lacking = model.state_dict(), C - H * D
     for i in range(config.num_hidden_layers):
         for name in ("query", "key", "value"):
             at = f"layers.{i}.attention.{name}"
@@ -255,8 +270,8 @@ def kept_layers(keep: int | Sequence[int], L: int) -> list[int]:
 
 
 def _empty_copy(model: Bert, **changes) -> Bert:
-    """Return a model of other sizes, on the same device, whose weights are still to be filled in."""
-    smaller = Bert(model.config.replace(**changes), torch.Generator()).to(next(model.parameters()).device)
+    """Return a model of other sizes, on the same device and in the same precision, whose weights are still to be filled in."""
+    smaller = Bert(model.config.replace(**changes), torch.Generator()).to(next(model.parameters()))
     smaller.tokenizer_folder = model.tokenizer_folder
     return smaller.train(model.training)
 
@@ -266,8 +281,11 @@ def shrink_vocabulary(model: Bert, texts: Sequence[str], folder: str | Path, lea
 
     The special tokens stay, and so do the pieces of one character: any word of known characters can still be spelt. The
     tokenizer that goes with it is written into ``folder``, from which ``save_pretrained`` copies it. Texts without rare pieces
-    are cut, and classified, as before. Raises UserError for a model without a tokenizer, and for a tokenizer that is not WordPiece.
+    are cut, and classified, as before. Raises UserError for no texts, for a model without a tokenizer, and for a tokenizer that is
+    not WordPiece.
     """
+    if not len(texts):
+        raise UserError("there are no texts whose pieces could be counted; give those that the model is to read")
     if model.tokenizer_folder is None:
         raise UserError("the model has no tokenizer of which pieces could be counted; load it with Bert.from_pretrained")
     tokenizer = load_tokenizer(model.tokenizer_folder)
@@ -285,11 +303,12 @@ def shrink_vocabulary(model: Bert, texts: Sequence[str], folder: str | Path, lea
     stored["model"]["vocab"] = {piece: place[i] for piece, i in sorted(pieces.items(), key=lambda p: p[1]) if i in place}
     for token in stored["added_tokens"]:
         token["id"] = place[token["id"]]
-    for token in (stored.get("post_processor") or {}).get("special_tokens", {}).values():
-        token["ids"] = [place[i] for i in token["ids"]]
-    for part in ("sep", "cls"):  # the older BertProcessing names token and number
-        if isinstance((stored.get("post_processor") or {}).get(part), list):
-            stored["post_processor"][part][1] = place[stored["post_processor"][part][1]]
+    for processor in _processors(stored.get("post_processor")):
+        for token in processor.get("special_tokens", {}).values():
+            token["ids"] = [place[i] for i in token["ids"]]
+        for part in ("sep", "cls"):  # the older BertProcessing names token and number
+            if isinstance(processor.get(part), list):
+                processor[part][1] = place[processor[part][1]]
     if stored.get("padding"):
         stored["padding"]["pad_id"] = place[stored["padding"]["pad_id"]]
     folder = Path(folder)
@@ -306,3 +325,9 @@ def shrink_vocabulary(model: Bert, texts: Sequence[str], folder: str | Path, lea
     smaller.tokenizer_folder = folder
     load_tokenizer(folder)  # a file that cannot be read is noticed now
     return smaller
+
+
+def _processors(stored: dict | None) -> list[dict]:
+    """Return what a tokenizer.json says of its post-processor, and of a Sequence's members, which may be Sequences themselves."""
+    stored = stored or {}
+    return [stored, *(processor for inner in stored.get("processors", []) for processor in _processors(inner))]

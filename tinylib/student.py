@@ -5,6 +5,7 @@ hidden states stand for h·V. ``svd_basis`` takes V from the word embeddings by 
 other rank-C_s table is closer in squared error).
 """
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
+from tinylib.losses import fine
 
 STARTS = ("random", "embeddings", "teacher")
 
@@ -36,7 +38,7 @@ def start_basis(teacher: Teacher, width: int) -> Float[Tensor, "C Cs"]:
 
     Raises UserError if it is wider.
     """
-    table = _tables(teacher)[0]["word"]
+    table = fine(_tables(teacher)[0]["word"])
     return torch.eye(width, device=table.device) if width == table.shape[1] else svd_basis(table, width)
 
 
@@ -73,13 +75,16 @@ def new_student(
     start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
     the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
     (not MPNet's position bias, for which a BERT has no place). Raises UserError for another ``start``, for ``layers`` that are
-    not one a student layer, for a student wider than the teacher that does not start at "random", and for "teacher" where the
-    layers are of another make.
+    not one a student layer or not the teacher's, for a student wider than the teacher that does not start at "random", and for
+    "teacher" where the layers are of another make.
     """
     if start not in STARTS:
         raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")
     if len(layers) != config.num_hidden_layers:
         raise UserError(f"{len(layers)} teacher layers for {config.num_hidden_layers} student layers; name one each")
+    N = teacher.config.num_hidden_layers
+    if odd := [n for n in layers if not 1 <= n <= N]:
+        raise UserError(f"layers={tuple(layers)} names layer {odd[0]}, but the teacher has layers 1 to {N}")
     config = config.replace(
         head=teacher.config.head, labels=teacher.config.labels, vocab_size=teacher.config.vocab_size,
         max_position_embeddings=teacher.config.max_position_embeddings, type_vocab_size=teacher.config.type_vocab_size,
@@ -88,6 +93,8 @@ def new_student(
     student = Bert(config, generator)
     student.tokenizer_folder = teacher.tokenizer_folder
     if start != "random":
+        if next(teacher.parameters()).dtype.itemsize < 4:  # there are no decompositions in half precision
+            teacher = copy.deepcopy(teacher).float()
         basis = start_basis(teacher, config.hidden_size)
         tables, norm = _tables(teacher)
         for name, table in tables.items():
@@ -166,6 +173,7 @@ def _low_rank(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def cut_head(student: Bert, teacher: Teacher, basis: Float[Tensor, "Ct Cs"]) -> None:
     """Give the student the teacher's pooler and classifier, read through the map from its states to the teacher's.
 
+    Of a wider student's pooler the outputs beyond the teacher's stay as they were drawn, and its classifier begins without them.
     A head that is none of BERT's kind (``Encoder.tanh_head``) is left: the student's stays as it was drawn.
     """
     if not teacher.config.outputs:
@@ -179,8 +187,11 @@ def cut_head(student: Bert, teacher: Teacher, basis: Float[Tensor, "Ct Cs"]) -> 
         pooler, classifier = teacher.pooler, teacher.classifier
     # The pooler's tanh acts on each coordinate, so its outputs must be chosen, not rotated: those the classifier reads most.
     basis = basis.to(pooler.weight.device)
-    keep = classifier.weight.norm(dim=0).topk(student.config.hidden_size).indices.sort().values
-    student.pooler.weight.copy_(pooler.weight[keep] @ basis)
-    student.pooler.bias.copy_(pooler.bias[keep])
-    student.classifier.weight.copy_(classifier.weight[:, keep])
+    norms = fine(classifier.weight).norm(dim=0)
+    keep = norms.topk(min(student.config.hidden_size, len(norms))).indices.sort().values
+    n = len(keep)
+    student.pooler.weight[:n].copy_(fine(pooler.weight[keep]) @ basis)
+    student.pooler.bias[:n].copy_(pooler.bias[keep])
+    student.classifier.weight[:, :n].copy_(classifier.weight[:, keep])
+    student.classifier.weight[:, n:].zero_()
     student.classifier.bias.copy_(classifier.bias)

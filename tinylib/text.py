@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from tinylib import models
-from tinylib.bert import read_config
+from tinylib.bert import read_config, tokenizer_in
 from tinylib.config import BertConfig
 from tinylib.errors import UserError
 from tinylib.stored import first_line
@@ -29,7 +29,7 @@ def load_tokenizer(source: str | Path):
 
     folder = models.resolve(source)
     # Without these files transformers would make a tokenizer of five tokens, which finds [UNK] everywhere.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+    if tokenizer_in(folder) is None:
         raise UserError(f"{folder} has no tokenizer; copy the model's tokenizer.json into it")
     if (folder / "config.json").exists():  # transformers reads it too, and what is wrong there is not the tokenizer's fault
         told = read_config(folder)
@@ -94,10 +94,11 @@ def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = N
     The paper uses 64, and 128 for pairs; of a pair the longer text is cut first. Raises UserError if there
     are not as many pairs as texts, or if ``max_length`` leaves no room for a token of each.
     """
-    shortest = 3 if text_pairs is None else 5
+    paired = text_pairs is not None
+    shortest = tokenizer.num_special_tokens_to_add(pair=paired) + 1 + paired  # RoBERTa's pairs have a separator more than BERT's
     if max_length < shortest:
         raise UserError(f"max_length={max_length} leaves no room for the text; give at least {shortest}")
-    if text_pairs is not None and len(text_pairs) != len(texts):
+    if paired and len(text_pairs) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(text_pairs)} text_pairs: give one of each a row")
     if not len(texts):
         return Encoded((), (), pad_id=tokenizer.pad_token_id or 0)
@@ -109,7 +110,7 @@ def encode(tokenizer, texts: Sequence[str], text_pairs: Sequence[str] | None = N
     cut = 0
     for start in range(0, len(texts), TOGETHER):
         part = slice(start, start + TOGETHER)
-        pairs = None if text_pairs is None else list(text_pairs[part])
+        pairs = list(text_pairs[part]) if paired else None
         rows = tokenizer(list(texts[part]), pairs, truncation=True, max_length=max_length, return_token_type_ids=True)
         ids += [torch.tensor(row, dtype=torch.long) for row in rows["input_ids"]]
         segments += [torch.tensor(row, dtype=torch.long) * given for row in rows["token_type_ids"]]
@@ -156,9 +157,11 @@ class LengthBuckets(Sampler):
 
     def _batches(self) -> list[list[int]]:
         N, size = len(self.lengths), self.batch_size
+        if not N:
+            return []
         if not self.shuffle:
             return [chunk.tolist() for chunk in torch.argsort(self.lengths, stable=True).split(size)]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(N, generator=generator)
         batches = []
         for pool in order.split(POOL * size):

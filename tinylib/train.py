@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from tinylib import interrupt, onednn, processes, sharing
+from tinylib.attention import float32_precision
 from tinylib.checkpoint import Checkpoint
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
@@ -105,7 +106,7 @@ def precision() -> str:
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed == "fp16" and not torch.cuda.is_available():  # Accelerate computes in float16 on GPUs only
         mixed = "no"
-    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed) or torch.get_float32_matmul_precision()
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(mixed) or float32_precision()
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
@@ -399,7 +400,10 @@ def _own_part(batches: DataLoader) -> DataLoader:
 def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Draw from ``seed`` inside, a stream for each process, and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed + 1_000_003 * processes.index())
+        own = seed + 1_000_003 * processes.index()
+        torch.default_generator.manual_seed(own)  # torch.manual_seed would seed all GPUs, the others' too
+        if device.type == "cuda":
+            torch.cuda.manual_seed(own)
         yield
 
 
