@@ -38,7 +38,7 @@ class Variant:
 
 @functools.lru_cache(maxsize=1)
 def _matched(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
-    student, projections = distill.first_student(teacher, settings)
+    student, projections = distill.first_student(teacher, settings, examples)
     distill.distill_intermediate(teacher, student, examples, settings, projections=projections)
     return student
 
@@ -87,6 +87,7 @@ def variants(full: Settings) -> dict[str, Variant]:
         f"full, {SPARSITY:.0%} pruned meanwhile": Variant({}, pruned_meanwhile),
         "without prediction loss": Variant({}, labels_after_matching, "without prediction loss"),
         "without stage 1, cut from the teacher": Variant({"start": "teacher"}, distilled),
+        "without stage 1, cut along the states": Variant({"start": "states"}, distilled),
         "without stage 1, random start": Variant({"start": "random"}, distilled, "without stage 1"),
         "without the intermediate step": Variant(only_prediction, distilled),
         "without augmentation": Variant({"augment": 0}, distilled, "without augmentation"),

@@ -58,6 +58,7 @@ def variants() -> dict[str, Variant]:
     return {
         "default": Variant(),  # 4x312 cut from the teacher, uniform map, scores
         "random start": Variant({"start": "random"}),
+        "cut along the states": Variant({"start": "states"}),
         "SVD embeddings, random layers": Variant({"start": "embeddings"}),
         "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}),
@@ -69,6 +70,7 @@ def variants() -> dict[str, Variant]:
         f"pieces that occur {COMMON} times": Variant(common=COMMON),
         "the shipped student": Variant(start="general"),  # many more steps: what the short runs are on the way to
         "no stage 1, cut from the teacher": Variant(start="teacher"),
+        "no stage 1, cut along the states": Variant(start="states"),
         "no stage 1, random start": Variant(start="random"),
     }
 
@@ -109,11 +111,14 @@ def first_stage(
 ) -> tuple[Bert, Projections | None, dict]:
     """Return the student that the task starts from, with the task's head, its projections and its part of the row."""
     if variant.start:
-        student, projections = distill.first_student(given.teacher, TASK.replace(start=variant.start, seed=settings.seed))
+        task, texts = TASK.replace(start=variant.start, seed=settings.seed), given.prepared.examples("train")
+        student, projections = distill.first_student(given.teacher, task, texts)
         folder = general.shipped_for(given.teacher, student.config)
         steps = general.card(folder)["settings"]["steps"] if variant.start == "general" and folder else 0
         return student, projections, {"steps": steps, "parameters": measure.parameters(student)}
-    student = general.first_student(given.pretrained, settings)
+    student = general.first_student(
+        given.pretrained, settings, general.first_basis(given.pretrained, settings, given.corpus)
+    )
     rows = rows_of(given, variant.common) if variant.common else torch.arange(student.config.vocab_size)
     read_as(student, rows)
     result = general.distill_general(given.pretrained, given.corpus, settings, student)

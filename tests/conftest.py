@@ -68,7 +68,8 @@ def course_copy(tmp_path_factory) -> Path:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for name in re.findall(r'(?m)^"data/(\w+)" = "tinylib/_data/', project):
         shutil.copytree(ROOT / "data" / name, copy / "data" / name)
-    shutil.copy(ROOT / "data" / "README.md", copy / "data")
+    for name in ("README.md", "NOTICES.md"):
+        shutil.copy(ROOT / "data" / name, copy / "data")
     return copy
 
 

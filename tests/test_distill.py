@@ -27,7 +27,7 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
 from tinylib.losses import value_relation_loss
-from tinylib.student import STARTS, cut_head, explained, new_student, svd_basis
+from tinylib.student import STARTS, cut_head, explained, new_student, states_basis, svd_basis
 from tinylib.text import Encoded
 from tinylib.train import Examples, loader
 
@@ -260,7 +260,8 @@ def test_a_basis_wider_than_the_table_is_refused():
 
 
 def small_student(teacher, start="embeddings", seed=0, **changes):
-    return new_student(teacher, STUDENT.replace(**changes), (2, 3), start, generator(seed))
+    basis = states_basis(teacher, examples(20).encoded, (0, 2, 3), 16) if start == "states" else None
+    return new_student(teacher, STUDENT.replace(**changes), (2, 3), start, generator(seed), basis)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -273,6 +274,52 @@ def test_a_new_student_has_its_own_sizes_and_the_teachers_head(start):
     again = small_student(teacher, start).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
     assert student(torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("width", [1, 10, 16, 24])
+def test_the_basis_of_the_states_is_the_svd_s_of_them_all(width):
+    teacher, data = Bert(TEACHER, generator()), examples(20)
+    rows = []
+    for ids in data.encoded.ids:  # one by one, without padding
+        with torch.inference_mode():
+            states = teacher.eval()(ids[None], keep_hidden=(0, 2, 3)).hidden_states
+        rows += [states[n][0] for n in (0, 2, 3)]
+    table = torch.cat(rows)
+    basis = states_basis(teacher.train(), data.encoded, (0, 2, 3, 3), width)  # a layer that two learn from counts once
+    assert teacher.training
+    torch.testing.assert_close(basis.T @ basis, torch.eye(width), atol=1e-5, rtol=0)
+    assert explained(table, basis) == pytest.approx(explained(table, svd_basis(table, width)), abs=1e-5)
+    if width == 24:
+        assert torch.equal(basis, torch.eye(24)), "as wide as the teacher: nothing is turned"
+
+
+def test_a_start_at_the_states_keeps_more_of_them_than_one_at_the_word_table():
+    teacher, data = Bert(TEACHER, generator()).eval(), examples(40)
+    settings = distill.Settings(student="2x16", start="states", layer_map=(2, 3))
+    student, projections = distill.first_student(teacher, settings, data)
+    basis = states_basis(teacher, data.encoded, (0, 2, 3), 16)
+    for m in range(3):
+        assert torch.equal(projections.maps[m].weight, basis), "the map leads back by the transposed basis"
+    torch.testing.assert_close(student.embeddings.word.weight, teacher.embeddings.word.weight @ basis)
+    batch = data.collate(list(range(40)))
+    loss = {}
+    for start in ("teacher", "states"):
+        pair = layers.Distiller(*distill.first_student(teacher, settings.replace(start=start), data))
+        pair.eval()
+        weights = distill.Weights(attention=0.0)
+        loss[start] = sum(layers.matching_loss(teacher, LayerMap((2, 3)), weights)(pair, batch).values()).item()
+    assert loss["states"] < loss["teacher"]
+
+
+def test_a_start_at_the_states_without_texts_is_a_sentence():
+    teacher = Bert(TEACHER, generator())
+    settings = distill.Settings(student="2x16", start="states")
+    with pytest.raises(UserError, match="start='states' needs texts"):
+        distill.first_student(teacher, settings)
+    with pytest.raises(UserError, match="no texts whose hidden states"):
+        states_basis(teacher, examples(4).encoded.select([]), (0, 1), 16)
+    with pytest.raises(UserError, match="width=25 is greater than the teacher's 24"):
+        states_basis(teacher, examples(4).encoded, (0, 1), 25)
 
 
 def test_a_start_from_embeddings_keeps_what_the_basis_keeps_of_them():
@@ -302,7 +349,7 @@ def test_a_student_as_large_as_its_teacher_starts_as_the_teacher():
 
 def test_faulty_starts_are_refused():
     teacher = Bert(TEACHER, generator())
-    with pytest.raises(UserError, match="start='warm' is not one of random, embeddings, teacher"):
+    with pytest.raises(UserError, match="start='warm' is not one of random, embeddings, teacher, states"):
         small_student(teacher, "warm")
     with pytest.raises(UserError, match="2 teacher layers for 3 student layers"):
         small_student(teacher, num_hidden_layers=3)

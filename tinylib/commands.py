@@ -85,10 +85,13 @@ def general(args) -> int:
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
     if not args.start:
         settings = settings.replace(start=automatic_start(teacher, student_config(teacher, args.student).hidden_size))
-    student = stage1.first_student(teacher, settings)
+    if settings.start != "states":  # whose basis the corpus gives
+        student = stage1.first_student(teacher, settings)
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
         raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
+    if settings.start == "states":
+        student = stage1.first_student(teacher, settings, stage1.first_basis(teacher, settings, corpus))
     run = reports.settings(args) | {"teacher_sha256": weights_hash(teacher), "corpus_sha256": corpora.fingerprint(args.corpus)}
     with output.output(args.out, reads, run, args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"

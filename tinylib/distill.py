@@ -46,7 +46,7 @@ from tinylib.losses import (
     soft_target_loss,
 )
 from tinylib.paging import aside
-from tinylib.student import automatic_start, new_student
+from tinylib.student import automatic_start, new_student, states_basis
 from tinylib.tasks import standard_units
 from tinylib.train import Batch, Examples, History, fit, loader
 
@@ -208,8 +208,14 @@ def check_labels(teacher: Teacher, student: Bert) -> None:
         raise UserError(f"the student's labels are {said}, the teacher's {told} (in this order); {remedy}")
 
 
-def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projections]:
-    """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones."""
+def first_student(
+    teacher: Teacher, settings: Settings, examples: Examples | None = None
+) -> tuple[Bert, Projections]:
+    """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones.
+
+    examples: the texts that a start at "states" takes its basis from (``student.states_basis``). Raises UserError as
+    ``student.new_student``.
+    """
     config = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, config, settings.layer_map)
     start = settings.start
@@ -221,8 +227,11 @@ def first_student(teacher: Teacher, settings: Settings) -> tuple[Bert, Projectio
         if start == "random":
             why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
             warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
-    student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed))
-    return student, first_projections(teacher, config, settings.start, settings.seed)
+    basis = None
+    if start == "states" and examples is not None:
+        basis = states_basis(teacher, examples.encoded, (0, *layer_map), config.hidden_size)
+    student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed), basis)
+    return student, first_projections(teacher, config, start, settings.seed, basis)
 
 
 def distill(
@@ -239,7 +248,7 @@ def distill(
     """
     settings = settings or Settings()
     if student is None:
-        student, projections = first_student(teacher, settings)
+        student, projections = first_student(teacher, settings, examples)
     if settings.epochs_prediction or student.config.head == "regression":
         check_labels(teacher, student)
     student.to(next(teacher.parameters()).device)

@@ -315,8 +315,9 @@ def checked(rows: Rows) -> Rows:
         if isinstance(label, float):
             why = f"label {rows.labels[i]} is a fraction, no class, and {rows.unit} {rows.numbers[named]} has {labels[named]!r}"
             raise UserError(f"{rows.at(i)}: {why}: use whole numbers or names for classes, numbers alone for scores")
-    # a name such as 12e4 or 007 is no number beside 12f4
-    return replace(rows, labels=[raw.strip() if isinstance(raw, str) else str(raw) for raw in rows.labels])
+    # a name such as 12e4 or 007 is no number beside 12f4; 1.0 is 1, which some program wrote as a fraction
+    both = [(raw.strip() if isinstance(raw, str) else str(raw), label) for raw, label in zip(rows.labels, labels, strict=True)]
+    return replace(rows, labels=[str(label) if re.fullmatch(r"-?\d+\.0*", raw) else raw for raw, label in both])
 
 
 def settled(parts: dict[str, Rows]) -> dict[str, Rows]:

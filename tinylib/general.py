@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
+from torch import Tensor
 
 from tinylib import cards, measure, models, onednn
 from tinylib import corpus as corpora
@@ -29,7 +31,7 @@ from tinylib.layers import (
     student_config,
 )
 from tinylib.stored import first_line, read_json, read_tensors
-from tinylib.student import automatic_start, cut_head, new_student
+from tinylib.student import FEW, automatic_start, cut_head, new_student, states_basis
 from tinylib.text import same_vocabulary
 from tinylib.train import History, fit, loader
 
@@ -42,7 +44,7 @@ class Settings:
     """How a student is distilled in general; the defaults made the shipped one."""
 
     student: str = "4x312"
-    start: str = "teacher"  # see student.new_student; "general": student.automatic_start
+    start: str = "teacher"  # see student.new_student; "general": student.automatic_start; "states": of the corpus
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     weights: Weights = Weights()
     steps: int = 3600
@@ -68,13 +70,25 @@ class Result:
     history: History
 
 
-def first_student(teacher: Teacher, settings: Settings) -> Bert:
-    """Return the student that the settings ask for, untrained; raise UserError for one that this teacher cannot have."""
+def first_student(teacher: Teacher, settings: Settings, basis: Float[Tensor, "C Cs"] | None = None) -> Bert:
+    """Return the student that the settings ask for, untrained; raise UserError for one that this teacher cannot have.
+
+    basis: ``first_basis``, without which none starts at "states".
+    """
     shape = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, shape, settings.layer_map)
     shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
     start = automatic_start(teacher, shape.hidden_size) if settings.start == "general" else settings.start
-    return new_student(teacher, shape, layer_map, start, torch.Generator().manual_seed(settings.seed))
+    return new_student(teacher, shape, layer_map, start, torch.Generator().manual_seed(settings.seed), basis)
+
+
+def first_basis(teacher: Teacher, settings: Settings, corpus: dict[str, corpora.Corpus]) -> Float[Tensor, "C Cs"] | None:
+    """Return the basis of a start at "states", from sequences spread over the corpus (``student.states_basis``); else None."""
+    if settings.start != "states":
+        return None
+    shape, some = student_config(teacher, settings.student), corpus["train"].spread(FEW)
+    layer_map = choose_map(teacher.config, shape, settings.layer_map)
+    return states_basis(teacher, some.encoded(range(len(some))), (0, *layer_map), shape.hidden_size)
 
 
 def distill_general(
@@ -95,10 +109,11 @@ def distill_general(
     weights = fitting(teacher, settings.weights, say=True)
     if not (weights.embedding or weights.hidden or weights.attention):
         raise UserError("the weights are all 0, so general distillation teaches nothing; give at least one")
-    student = student or first_student(teacher, settings)
+    basis = first_basis(teacher, settings, corpus)
+    student = student or first_student(teacher, settings, basis)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
-    pair = Distiller(student, first_projections(teacher, student.config, settings.start, settings.seed))
+    pair = Distiller(student, first_projections(teacher, student.config, settings.start, settings.seed, basis))
     train, held_out = corpus["train"], corpus["validation"]
 
     def measure(pair: Distiller, step: int) -> dict[str, float]:

@@ -568,10 +568,16 @@ def counts_of(weights: Weights) -> Counts:
     return count
 
 
-def first_projections(teacher: Teacher, student: BertConfig, start: str, seed: int) -> Projections:
-    """Return projections to begin with: the transposed basis that the student was cut in, or random ones."""
+def first_projections(
+    teacher: Teacher, student: BertConfig, start: str, seed: int, basis: Float[Tensor, "C Cs"] | None = None
+) -> Projections:
+    """Return projections to begin with: the transposed basis that the student was cut in, or random ones.
+
+    basis: that of ``student.states_basis``, where the student starts so.
+    """
     start = automatic_start(teacher, student.hidden_size) if start == "general" else start
-    basis = None if start == "random" else start_basis(teacher, student.hidden_size)
+    if basis is None and start != "random":
+        basis = start_basis(teacher, student.hidden_size)
     random = torch.Generator().manual_seed(seed + 1)  # the student itself drew from the seed
     return Projections(
         student.hidden_size, teacher.config.hidden_size, student.num_hidden_layers, basis, random

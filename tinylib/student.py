@@ -2,11 +2,12 @@
 
 A narrower student lives in a subspace of the teacher's hidden space: V (C_t, C_s) has orthonormal columns, and the student's
 hidden states stand for h·V. ``svd_basis`` takes V from the word embeddings by truncated SVD (Eckart and Young 1936: no
-other rank-C_s table is closer in squared error).
+other rank-C_s table is closer in squared error), ``states_basis`` from the hidden states of texts.
 """
 
 import copy
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
@@ -17,8 +18,10 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
 from tinylib.losses import fine
+from tinylib.text import Encoded, LengthBuckets, pad
 
-STARTS = ("random", "embeddings", "teacher")
+STARTS = ("random", "embeddings", "teacher", "states")
+FEW = 1024  # texts that a basis is taken from
 
 
 def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
@@ -29,8 +32,46 @@ def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
     if width > table.shape[1]:
         raise UserError(f"student width={width} is greater than the teacher's {table.shape[1]}; choose start='random'")
     # eigenvectors of the (C, C) Gram matrix: the same vectors as of the SVD of (V, C), at a hundredth of the work
-    _, vectors = torch.linalg.eigh((table.T @ table).double())
-    return vectors.flip(1)[:, :width].to(table.dtype)
+    return _leading((table.T @ table).double(), width).to(table.dtype)
+
+
+def _leading(gram: Float[Tensor, "C C"], width: int) -> Float[Tensor, "C Cs"]:
+    return torch.linalg.eigh(gram)[1].flip(1)[:, :width]
+
+
+@torch.inference_mode()
+def _gram(teacher: Teacher, encoded: Encoded, layers: Sequence[int]) -> Float[Tensor, "C C"]:
+    """Return the sum of hᵀh over all real tokens of the texts and the teacher's layers, in float64."""
+    device, C, training = next(teacher.parameters()).device, teacher.config.hidden_size, teacher.training
+    total = torch.zeros(C, C, dtype=torch.float64, device=device)
+    teacher.eval()
+    for rows in LengthBuckets(encoded.lengths, 32, shuffle=False):
+        batch = {name: value.to(device) for name, value in pad(encoded, rows).items()}
+        states = teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=layers).hidden_states
+        for n in layers:
+            h = states[n][batch["mask"]].double()
+            total += h.T @ h
+    teacher.train(training)
+    return total
+
+
+def states_basis(teacher: Teacher, encoded: Encoded, layers: Sequence[int], width: int) -> Float[Tensor, "C Cs"]:
+    """Return the ``width`` directions that keep most of the hidden states of the teacher's ``layers`` (0: the embeddings).
+
+    They are the leading principal components, the mean not taken off, of the states of all tokens of the first ``FEW`` texts:
+    one basis for all layers, as a student has one. The identity if the student is as wide as the teacher. Raises UserError if it
+    is wider, and for no texts.
+    """
+    C = teacher.config.hidden_size
+    if width > C:
+        raise UserError(f"student width={width} is greater than the teacher's {C}; choose start='random'")
+    if not len(encoded):
+        raise UserError("there are no texts whose hidden states could be seen; give some, or start from 'teacher'")
+    device = next(teacher.parameters()).device
+    if width == C:
+        return torch.eye(width, device=device)
+    some = encoded.select(range(min(FEW, len(encoded))))
+    return _leading(_gram(teacher, some, tuple(dict.fromkeys(layers))), width).float().clone()
 
 
 def start_basis(teacher: Teacher, width: int) -> Float[Tensor, "C Cs"]:
@@ -69,17 +110,21 @@ def new_student(
     layers: tuple[int, ...],
     start: str = "embeddings",
     generator: torch.Generator | None = None,
+    basis: Float[Tensor, "C Cs"] | None = None,
 ) -> Bert:
     """Return a student of the given sizes, in training mode, with the teacher's head, labels and tokenizer.
 
     start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
     the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
-    (not MPNet's position bias, for which a BERT has no place). Raises UserError for another ``start``, for ``layers`` that are
-    not one a student layer or not the teacher's, for a student wider than the teacher that does not start at "random", and for
-    "teacher" where the layers are of another make.
+    (not MPNet's position bias, for which a BERT has no place); "states": as "teacher", in the ``basis`` of ``states_basis``.
+    Raises UserError for another ``start``, for ``layers`` that are not one a student layer or not the teacher's, for a student
+    wider than the teacher that does not start at "random", for "teacher" and "states" where the layers are of another make, and
+    for "states" without a basis.
     """
     if start not in STARTS:
         raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")
+    if start == "states" and basis is None:
+        raise UserError("start='states' needs texts whose hidden states the teacher shows; hand over examples, or the states_basis")
     if len(layers) != config.num_hidden_layers:
         raise UserError(f"{len(layers)} teacher layers for {config.num_hidden_layers} student layers; name one each")
     N = teacher.config.num_hidden_layers
@@ -95,13 +140,13 @@ def new_student(
     if start != "random":
         if next(teacher.parameters()).dtype.itemsize < 4:  # there are no decompositions in half precision
             teacher = copy.deepcopy(teacher).float()
-        basis = start_basis(teacher, config.hidden_size)
+        basis = start_basis(teacher, config.hidden_size) if basis is None else basis
         tables, norm = _tables(teacher)
         for name, table in tables.items():
             getattr(student.embeddings, name).weight[: len(table)].copy_(table @ basis)
         if norm is not None:
             _cut_norm(student.embeddings.norm, norm, basis)
-        if start == "teacher":
+        if start in ("teacher", "states"):
             sources = teacher.layers
             for layer, source in zip(student.layers, layers, strict=True):
                 _cut_layer(layer, sources[source - 1], basis)
