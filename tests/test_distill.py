@@ -311,6 +311,16 @@ def test_a_start_at_the_states_keeps_more_of_them_than_one_at_the_word_table():
     assert loss["states"] < loss["teacher"]
 
 
+def test_without_a_general_student_the_texts_decide_where_it_starts():
+    teacher, data = Bert(TEACHER, generator()).eval(), examples(40)
+    general, states, cut = (
+        [*distill.first_student(teacher, distill.Settings(student="2x16", start=start), given)[0].parameters()]
+        for start, given in (("general", data), ("states", data), ("general", None))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(general, states, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(general, cut, strict=True))
+
+
 def test_a_start_at_the_states_without_texts_is_a_sentence():
     teacher = Bert(TEACHER, generator())
     settings = distill.Settings(student="2x16", start="states")

@@ -493,6 +493,10 @@ def test_starts_fall_back_as_far_as_the_teacher_asks(folders):
         fresh = layers.first_projections(teacher, student.config, "general", 0)
         pairs = zip(projections.parameters(), fresh.parameters(), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs), "no general student is shipped for it"
+    texts = random_text(32)
+    made = (distill.first_student(roberta, settings.replace(start=start), texts) for start in ("general", "states"))
+    assert torch.equal(*(projections.maps[0].weight for _, projections in made)), "with texts it starts at its teacher's hidden states"
+    assert distill.first_student(deberta, settings, texts)[0].config.hidden_size == 16
     with pytest.raises(UserError, match="layers of a 'deberta-v2' model cannot be cut to size; choose start='embeddings'"):
         distill.first_student(deberta, settings.replace(start="teacher"))
     with pytest.warns(UserNote, match=f"a student of width 64 is wider than its teacher \\({C}\\), so it starts from random"):

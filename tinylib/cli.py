@@ -121,7 +121,7 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     _data_and_out(sub)
     shape = "the student's shape (default 4x312, or that of --general)"
     sub.add_argument("--student", type=_named, default=None, metavar="LAYERSxWIDTH", help=shape)
-    start = "general (the shipped general student where one fits; default), states, teacher, embeddings or random"
+    start = "general (default: the shipped general student where one fits, else states), states, teacher, embeddings or random"
     sub.add_argument("--start", type=_named, default=None, help=start)
     sub.add_argument("--general", type=_path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"

@@ -77,7 +77,7 @@ class Settings:
     """How a student is distilled; the defaults are those of the laptop tier."""
 
     student: str = "4x312"
-    start: str = "general"  # the shipped general student where one fits this teacher, else student.automatic_start
+    start: str = "general"  # the shipped general student where one fits this teacher, else "states" where its layers can be cut
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     augment: int = 0  # copies of each training text (course.augmented)
     weights: Weights = Weights()
@@ -213,8 +213,8 @@ def first_student(
 ) -> tuple[Bert, Projections]:
     """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones.
 
-    examples: the texts that a start at "states" takes its basis from (``student.states_basis``). Raises UserError as
-    ``student.new_student``.
+    examples: the texts that a start at "states" takes its basis from (``student.states_basis``); with them it is also what
+    "general" falls back on where no general student is shipped for this teacher. Raises UserError as ``student.new_student``.
     """
     config = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, config, settings.layer_map)
@@ -224,6 +224,8 @@ def first_student(
         if folder:
             return general.load(folder, teacher)
         start = automatic_start(teacher, config.hidden_size)
+        if start == "teacher" and examples is not None:
+            start = "states"
         if start == "random":
             why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
             warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
