@@ -495,7 +495,7 @@ def test_starts_fall_back_as_far_as_the_teacher_asks(folders):
         assert all(torch.equal(one, other) for one, other in pairs), "no general student is shipped for it"
     texts = random_text(32)
     made = (distill.first_student(roberta, settings.replace(start=start), texts) for start in ("general", "states"))
-    assert torch.equal(*(projections.maps[0].weight for _, projections in made)), "with texts it starts at its teacher's hidden states"
+    assert torch.equal(*(projections.maps[0].weight for _, projections in made)), "with texts: its teacher's states"
     assert distill.first_student(deberta, settings, texts)[0].config.hidden_size == 16
     with pytest.raises(UserError, match="layers of a 'deberta-v2' model cannot be cut to size; choose start='embeddings'"):
         distill.first_student(deberta, settings.replace(start="teacher"))
