@@ -19,6 +19,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(ROOT / "notebooks" / "tools"))
 
 
+def shaken(model):
+    """Return a model after giving its biases and LayerNorms, which are drawn as zeros and ones, numbers of their own."""
+    import torch  # here: what the variables above switch on must come first
+
+    source = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=source)
+    return model
+
+
 def _teacher_logits() -> set[Path]:
     from tinylib import models  # here: what the variables above switch on must come first
 

@@ -228,13 +228,15 @@ def test_one_packed_before_the_cache_had_lists_is_named(tmp_path, base, cache, s
     assert f"delete {file.parent}, and it is packed anew" in said
 
 
-@pytest.mark.parametrize("change", ["text", "length"])
-def test_another_text_or_length_is_packed_anew(tmp_path, base, change):
+@pytest.mark.parametrize("change", ["text", "length", "tokenizer"])
+def test_another_text_length_or_tokenizer_is_packed_anew(tmp_path, base, change):
     path = write_txt(tmp_path / "a.txt", some_documents(60))
     first = ids_of(corpus.load(path, base, max_length=16)["train"])
     if change == "text":
         write_txt(path, some_documents(60, offset=1))
-    assert ids_of(corpus.load(path, base, max_length=16 if change == "text" else 20)["train"]) != first
+    elif change == "tokenizer":
+        base = make_checkpoint(tmp_path / "other", ["quite other words stand here"])
+    assert ids_of(corpus.load(path, base, max_length=20 if change == "length" else 16)["train"]) != first
 
 
 def test_batches_are_padded_and_carry_their_rows(tmp_path, base):

@@ -432,6 +432,13 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
     assert "has no file for test: give one" in refusal(tmp_path)
 
 
+def test_splits_of_which_some_have_pairs_are_refused(tmp_path):
+    write(tmp_path / "train.csv", frame([("a", "x", "no"), ("b", "y", "yes")], ("text", "text_pair", "label")))
+    for name in ("validation", "test"):
+        write(tmp_path / f"{name}.csv", frame([(f"{name} c", "no"), (f"{name} d", "yes")]))
+    assert "differ in text_pair: give it to all or none" in refusal(tmp_path)
+
+
 def test_a_name_that_does_not_exist_gets_a_hint():
     assert refusal("movie_review").endswith("did you mean movie_reviews?")
     known = "give inference, movie_reviews, questions, glue/<task>, a file or a folder"

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from tinylib import distill, layers, measure, models, paging, train
 from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
-from tinylib.losses import value_relation_loss
+from tinylib.losses import soft_target_loss, value_relation_loss
 from tinylib.student import STARTS, cut_head, explained, new_student, states_basis, svd_basis
 from tinylib.text import Encoded
 from tinylib.train import Examples, loader
@@ -266,10 +267,11 @@ def small_student(teacher, start="embeddings", seed=0, **changes):
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_new_student_has_its_own_sizes_and_the_teachers_head(start):
-    teacher = Bert(TEACHER, generator())
+    teacher = Bert(TEACHER.replace(layer_norm_eps=1e-3, pad_token_id=None), generator())
     student = small_student(teacher, start)
     assert student.training
     assert student.config.labels == TEACHER.labels
+    assert (student.config.layer_norm_eps, student.config.pad_token_id) == (1e-3, None)
     assert (student.config.vocab_size, student.config.hidden_size) == (50, 16)
     again = small_student(teacher, start).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in student.state_dict().items())
@@ -280,9 +282,9 @@ def test_a_new_student_has_its_own_sizes_and_the_teachers_head(start):
 def test_the_basis_of_the_states_is_the_svd_s_of_them_all(width):
     teacher, data = Bert(TEACHER, generator()), examples(20)
     rows = []
-    for ids in data.encoded.ids:  # one by one, without padding
+    for ids, segments in zip(data.encoded.ids, data.encoded.segments, strict=True):  # one by one, without padding
         with torch.inference_mode():
-            states = teacher.eval()(ids[None], keep_hidden=(0, 2, 3)).hidden_states
+            states = teacher.eval()(ids[None], segments=segments[None], keep_hidden=(0, 2, 3)).hidden_states
         rows += [states[n][0] for n in (0, 2, 3)]
     table = torch.cat(rows)
     basis = states_basis(teacher.train(), data.encoded, (0, 2, 3, 3), width)  # a layer that two learn from counts once
@@ -344,7 +346,7 @@ def test_a_start_from_embeddings_keeps_what_the_basis_keeps_of_them():
 
 
 def test_a_student_as_large_as_its_teacher_starts_as_the_teacher():
-    teacher = Bert(TEACHER, generator()).eval()
+    teacher = shaken(Bert(TEACHER, generator())).eval()
     student = new_student(teacher, TEACHER, (1, 2, 3), "teacher", generator(1)).eval()
     ids = torch.randint(1, 50, (2, 7), generator=generator())
     ours, theirs = (m(ids, keep_hidden=range(4), keep_scores=(1, 2, 3)) for m in (student, teacher))
@@ -393,7 +395,7 @@ def examples(count=24, seed=0):
     ids = tuple(
         torch.randint(1, 50, (int(n),), generator=g) for n in torch.randint(3, 12, (count,), generator=g)
     )
-    return Examples(Encoded(ids, tuple(torch.zeros_like(x) for x in ids)))
+    return Examples(Encoded(ids, tuple((torch.arange(len(x)) >= 2).long() for x in ids)))
 
 
 @pytest.fixture
@@ -405,7 +407,7 @@ def teacher():
 def both_outputs(teacher, student, batch, layer_map):
     layers = range(1, len(layer_map) + 1)
     told = distill.teacher_forward(teacher, batch, [layer_map(m) for m in (0, *layers)], layer_map)
-    said = student(batch["ids"], batch["mask"], keep_hidden=(0, *layers), keep_scores=layers)
+    said = student(batch["ids"], batch["mask"], batch["segments"], keep_hidden=(0, *layers), keep_scores=layers)
     return said, told
 
 
@@ -720,17 +722,23 @@ def test_one_pass_of_the_teacher_serves_both_steps(teacher, tmp_path, monkeypatc
     torch.testing.assert_close(kept, train.predict(teacher, data.encoded), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["teacher", "texts"])
-def test_logits_of_another_teacher_or_text_are_not_taken(teacher, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize("change", ["teacher", "texts", "segments", "precision"])
+def test_logits_of_another_teacher_text_or_precision_are_not_taken(teacher, tmp_path, monkeypatch, change):
     monkeypatch.setenv("TINYLIB_HOME", str(tmp_path))
     data = examples()
     first = layers.teacher_logits(teacher, data.encoded)
     with torch.no_grad():
         if change == "teacher":
             teacher.classifier.bias[0] += 1
-        else:
+        elif change == "texts":
             data.encoded.ids[0][1] += 1
-    assert not torch.equal(layers.teacher_logits(teacher, data.encoded), first)
+        elif change == "segments":
+            data.encoded.segments[0][1] = 1
+        else:  # in name only: the numbers of this machine may be the same
+            monkeypatch.setattr(layers, "float32_precision", lambda: "medium")
+    second = layers.teacher_logits(teacher, data.encoded)
+    assert torch.equal(second, first) == (change == "precision")
+    assert len([p for p in models.products() if p.kind == "teacher-logits"]) == 2
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"num_attention_heads": 2}, {"layer_norm_eps": 1e-3}], ids=str)
@@ -816,6 +824,17 @@ def test_a_student_learns_the_teachers_value_relations(teacher):
     _, history = distill.distill_intermediate(teacher, small_student(teacher, "random"), examples(), alone)
     values = history.losses["attention"]
     assert sum(values[-6:]) < 0.8 * sum(values[:6])
+
+
+def test_the_prediction_step_begins_at_the_loss_of_the_texts_one_by_one(teacher):
+    dropless = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    data, student = examples(8), small_student(teacher, "teacher", **dropless)
+    rows = list(zip(data.encoded.ids, data.encoded.segments, strict=True))
+    with torch.no_grad():  # without padding
+        ours, theirs = (torch.cat([m(ids[None], segments=of[None]).logits for ids, of in rows]) for m in (student, teacher))
+    settings = SHORT.replace(epochs_prediction=1, temperature=2.0)  # one batch
+    history = distill.distill_prediction(teacher, student, data, settings)
+    assert history.losses["prediction"] == [pytest.approx(soft_target_loss(ours, theirs, 2.0).item(), rel=1e-4)]
 
 
 @pytest.mark.parametrize("attention_on", ["scores", "probabilities", "values"])

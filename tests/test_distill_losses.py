@@ -173,9 +173,10 @@ def test_the_error_of_the_limit_has_slope_minus_1():
     assert math.log10(errors[1] / errors[0]) == pytest.approx(-1, abs=0.02)
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_does():
-    student, teacher = (z.requires_grad_() for z in logits(4, 5, 0))
-    soft_target_loss(student, teacher, 2.0).backward()
+@pytest.mark.parametrize(("loss", "K"), [(soft_target_loss, 5), (prediction_loss, 5), (prediction_loss, 1)])
+def test_the_teacher_gets_no_gradient_and_the_student_does(loss, K):
+    student, teacher = (z.requires_grad_() for z in logits(4, K, 0))
+    loss(student, teacher, 2.0).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import shaken
 from test_cli import LABELS, TEXTS, files, make_checkpoint, write_csv
 
 from tinylib import cli, course, export, measure, quantize, text, train
@@ -101,7 +102,7 @@ def test_logits_are_those_of_torch(model, file, shape):
     ids=str,
 )
 def test_other_models_are_exported_too(tmp_path, changes):
-    model = random_model(**changes)
+    model = shaken(random_model(**changes))
     assert export.difference_on_random(model, export.Onnx(export.to_onnx(model, tmp_path))) < 1e-4
 
 
@@ -269,6 +270,14 @@ def test_a_table_of_odd_width_gets_8_bits_where_others_get_4(tmp_path):
         assert float((export.Onnx(small)(*batch) - answers(model, *batch)).abs().max()) < 0.6
 
 
+def test_tables_have_the_bits_asked_for_and_the_classifier_stays_in_float(file, tmp_path):
+    for table_bits in (4, 8):
+        made = onnx.load(quantize.weight_only(file, tmp_path / "small.onnx", bits=4, table_bits=table_bits)).graph
+        sizes = {w.name: w.dims for w in made.initializer}
+        assert sizes["bert.embeddings.word_embeddings.weight_codes"] == [400, 48 * table_bits // 8]
+        assert [node.op_type for node in made.node if node.name == "classifier"] == ["MatMul"]
+
+
 def test_bits_that_are_refused_leave_the_file_as_it_was(tmp_path):
     file = export.to_onnx(random_model(), tmp_path)
     before, batches = file.read_bytes(), [dict(zip(("ids", "mask", "segments"), batch_of((2, 9)), strict=True))]
@@ -307,6 +316,8 @@ def test_compare_measures_both(place, prepared, tmp_path):
     opposite = export.compare(model, other, prepared, "train")
     assert opposite.agreement == 0
     assert opposite.accuracy == pytest.approx(1 - same.accuracy)
+    assert opposite.model_accuracy == same.accuracy
+    assert opposite.f1 < 0.1 < 0.9 < same.f1
 
 
 def test_difference_on_random_ids_sees_a_changed_weight(file):

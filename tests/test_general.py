@@ -216,6 +216,7 @@ def test_a_finished_run_is_not_run_again(teacher, parts, result, tmp_path):
     assert again.history.measured == result.history.measured
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
 def test_a_command_that_got_sigkill_resumes_to_the_same_weights(place, tmp_path, capsys):
     options = ["--teacher", f"{place}/base", "--corpus", f"{place}/text.txt", "--student", "2x16", "--max-length", "24"]

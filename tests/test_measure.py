@@ -110,6 +110,7 @@ def test_latency_waits_warms_up_and_counts():
     assert str(Latency(1.234, 2.0, 30)) == "1.23 ms (95 % under 2 ms, 30 calls)"
 
 
+@pytest.mark.alone
 def test_peak_memory_sees_an_array_that_is_gone_again():
     def use_and_drop() -> None:
         block = torch.ones(30_000_000)  # 120 MB
@@ -125,6 +126,7 @@ def test_peak_memory_sees_an_array_that_is_gone_again():
     assert 100e6 < peak_memory(use_and_drop) < 300e6
 
 
+@pytest.mark.alone
 def test_memory_is_the_gpu_s_of_a_function_that_runs_there_and_else_the_process_s(monkeypatch):
     held = {"is_available": True, "is_initialized": True, "reset_peak_memory_stats": None, "memory_allocated": 100}
     for name, told in held.items():
@@ -170,6 +172,7 @@ def test_a_mistake_gets_a_sentence(call, sentence):
         call()
 
 
+@pytest.mark.alone
 def test_the_busy_time_counts_every_thread_and_no_waiting():
     asleep = latency(lambda: time.sleep(0.02), repeats=5, warmup=0)
     assert asleep.cpu < 10 < asleep.median

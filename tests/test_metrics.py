@@ -164,6 +164,12 @@ def test_correlations_agree_with_scipy(rows):
     assert rmse(labels, predictions) == pytest.approx(np.sqrt(sk.mean_squared_error(labels, predictions)))
 
 
+def test_a_constant_correlates_with_nothing_though_its_mean_is_rounded():
+    tenths = [0.1] * 3
+    assert np.mean(tenths) != 0.1
+    assert pearson(tenths, tenths) == spearman(tenths, tenths) == 0.0
+
+
 def test_the_bootstrap_interval_of_a_correlation_is_that_of_fisher():
     g = np.random.default_rng(0)
     labels = g.normal(size=800)

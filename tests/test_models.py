@@ -285,6 +285,7 @@ for name in ("{pinned}", "a/good@v1.0", "a/good"):
     assert any("/revision/v1.0" in path for path in asked)
 
 
+@pytest.mark.alone
 def test_a_silent_hub_costs_little_time(monkeypatch):
     from huggingface_hub import constants
 
@@ -497,14 +498,20 @@ def make(folder):
         log.write("made\\n")
     (folder / "half").write_text("half")
     print("started", flush=True)
-    time.sleep({seconds})
+    end = time.monotonic() + 60
+    while not Path("{go}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+print("ready", flush=True)
 print(models.product("teacher", {{"seed": 1}}, make))
 """
 
 
 def test_two_processes_at_once_make_a_result_once(cache, tmp_path):
-    log = tmp_path / "log"
-    both = [child(SLOW.format(log=log, seconds=1)) for _ in range(2)]
+    log, go = tmp_path / "log", tmp_path / "go"
+    both = [child(SLOW.format(log=log, go=go)) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    time.sleep(0.5)  # from there to the lock
+    go.touch()
     outputs = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert log.read_text() == "made\n"
@@ -522,8 +529,8 @@ def test_two_processes_at_once_fill_the_cache_once(cache):
 
 
 def test_a_process_killed_in_the_middle_leaves_no_result_and_no_lock(cache, tmp_path):
-    process = child(SLOW.format(log=tmp_path / "log", seconds=60))
-    assert process.stdout.readline() == "started\n"
+    process = child(SLOW.format(log=tmp_path / "log", go=tmp_path / "go"))
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "started\n"]
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert models.products() == []

@@ -94,6 +94,7 @@ def test_whole_numbers_and_names_stay_classes(tmp_path, labels, names):
         ([0.5, "good"] * 10, "line 2: label 0.5 is a fraction, no class, and line 3 has 'good'"),
         (["a", "b"] * 10 + ["1e-05"], "line 22: label 1e-05 is a fraction, no class, and line 2 has 'a'"),
         ([0.5, 1.5] * 10 + [1e7], "line 22: label 10000000 is larger than 1,000,000: rescale the scores"),
+        ([0.5, 1.5] * 10 + [-1e7], "line 22: label -10000000 is larger than 1,000,000: rescale the scores"),
         ([0.5] * 20, "has one score only, 0.5: there is nothing to learn from it"),
         ([0.5, 1.5], "a.csv has 2 different texts, too few to split 80/10/10"),
     ],

@@ -423,6 +423,12 @@ def test_steps_stop_an_epoch_and_keep_the_rows(model, examples):
         prune.prune_and_recover(model, examples, 0.5, steps=7, batch_size=8)
 
 
+def test_the_seed_of_a_recovery_decides_its_dropout_too(model, examples):
+    one = Examples(examples.encoded.select([0]), examples.labels[:1])  # the order cannot differ
+    first, again, other = (prune.recover(copy.deepcopy(model), one, seed=seed).losses["loss"] for seed in (0, 0, 1))
+    assert first == again != other
+
+
 def test_no_epochs_prune_only(model, examples):
     found = prune.prune_and_recover(model, examples, 0.5, epochs=0, gradual=True)
     assert prune.sparsity_of(found.model) == pytest.approx(0.5, abs=1e-3)
@@ -441,6 +447,11 @@ def test_sensitivity_leaves_the_model_as_it_was(model):
     with pytest.raises(KeyboardInterrupt):
         prune.sensitivity(model, broken, [0.5])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_weights_of_the_eleventh_layer_are_not_taken_for_the_second_s(model):
+    deep = Bert(model.config.replace(num_hidden_layers=11), seeded())
+    assert [len(names) for names in prune.by_layer(deep).values()] == [6] * 11
 
 
 # -- structure -----------------------------------------------------------------
@@ -547,6 +558,13 @@ def test_each_method_prunes_and_recovers(model, examples, method):
     assert run(found).shape == (1, 2)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "heads", "layers"])
+def test_the_temperature_decides_what_is_learnt_from_a_teacher(model, examples, method):
+    given = {"teacher": model, "epochs": 1, "batch_size": 8, "lr": 1e-3}
+    one, two = (run(prune.prune_by(method, model, examples, 0.5, temperature=T, **given)) for T in (1.0, 3.0))
+    assert not torch.equal(one, two)
+
+
 def test_an_unknown_method_and_a_share_of_all_layers_are_refused(model, examples):
     with pytest.raises(UserError, match="magnitude, heads, neurons, layers"):
         prune.prune_by("lottery", model, examples, 0.5)
@@ -580,6 +598,7 @@ def test_pruning_while_distilling_ends_at_the_sparsity_and_resumes_exactly(model
 
     def run(folder=None, dies_at=None):
         grow = prune.while_distilling(0.6, examples, told)
+        assert grow.end == 16, "two thirds of the steps"
 
         def after_step(student, step):
             if step == dies_at:

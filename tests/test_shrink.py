@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import shaken
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from tinylib import measure, prune, structure
@@ -57,6 +58,7 @@ def closed(model: Bert, importance: structure.Importance, heads: int, neurons: i
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_shrunk_model_computes_what_the_model_with_the_parts_closed_computes(model, examples, seed):
+    shaken(model)
     drawn = structure.Importance(torch.rand(3, 4, generator=seeded(seed)), torch.rand(3, 40, generator=seeded(seed)))
     small = prune.shrink(model, heads=0.5, neurons=0.25, importance=drawn)
     assert (small.config.num_attention_heads, small.config.intermediate_size, small.config.head_width) == (2, 30, 6)
@@ -108,7 +110,7 @@ def test_transformers_loads_what_has_lost_neurons_or_layers(model, examples, tmp
 
 
 def test_heads_of_zeros_give_transformers_the_same_function(model, examples, tmp_path):
-    small = prune.shrink(model, heads=0.75)
+    small = prune.shrink(shaken(model), heads=0.75)
     whole = prune.restore_heads(small)
     assert whole.config.head_dim is None
     assert torch.allclose(logits(whole, examples), logits(small, examples), atol=1e-6)
@@ -128,6 +130,13 @@ def test_a_smaller_model_keeps_the_precision(model, dtype):
     small = prune.shrink(model.to(dtype), heads=0.5, neurons=0.5, layers=2)
     assert {p.dtype for p in small.parameters()} == {dtype}
     assert torch.equal(small.embeddings.word.weight, model.embeddings.word.weight)
+
+
+def test_a_smaller_model_keeps_the_tokenizer(model, tmp_path):
+    model.tokenizer_folder = tmp_path
+    small = prune.shrink(model, heads=0.5)
+    for other in (small, prune.restore_heads(small), prune.prune_layers(model, 2)):
+        assert other.tokenizer_folder == tmp_path
 
 
 def test_of_equal_parts_the_later_stay(model):
@@ -189,6 +198,14 @@ def test_taylor_importance_leaves_the_model_as_it_is(model, examples):
     assert not model.layers[0].down._forward_pre_hooks
 
 
+def test_taylor_importance_is_that_of_evaluation_whatever_the_mode(model, examples):
+    dropping = Bert(model.config.replace(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).train()
+    dropping.load_state_dict(model.state_dict())
+    one, two = (prune.taylor_importance(own, examples, classification_loss, batches=1) for own in (model, dropping))
+    for part in ("heads", "neurons"):
+        torch.testing.assert_close(getattr(one, part), getattr(two, part))
+
+
 def test_taylor_importance_takes_texts_in_parts_where_the_memory_is_too_small(model, examples):
     sizes = []
 
@@ -228,11 +245,11 @@ def test_taylor_finds_the_neuron_that_magnitude_does_not(model, examples):
 
 def test_movement_removes_exactly_what_it_has_closed(model, examples):
     training = copy.deepcopy(model)
-    movement = prune.Movement(training, heads=0.5, neurons=0.4, growth=lambda step: min(1.0, step / 3))
+    movement = prune.Movement(training, heads=0.5, neurons=0.44, growth=lambda step: min(1.0, step / 3))  # 17.6 of 40 neurons
     with movement:
         prune.recover(training, examples, classification_loss, epochs=2, lr=1e-3, after_step=movement)
         gated = logits(training, examples)
-    small = prune.shrink(training, 0.5, 0.4, importance=movement.importance())
+    small = prune.shrink(training, 0.5, 0.44, importance=movement.importance())
     assert torch.allclose(logits(small, examples), gated, atol=1e-5)
     assert not training.layers[0].down._forward_pre_hooks
 
@@ -351,6 +368,21 @@ def test_other_words_are_spelt_from_what_is_left(reader, tmp_path):
     pair = cut("good film", "bad film")
     assert cut.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "good", "film", "[SEP]", "bad", "film", "[SEP]"]
     assert cut.pad_token_id == cut.convert_tokens_to_ids("[PAD]")
+
+
+def test_a_padding_token_that_moves_gets_its_new_number(reader, tmp_path):
+    reader.config = reader.config.replace(pad_token_id=102)  # [SEP], before which most pieces go
+    small = prune.shrink_vocabulary(reader, TEXTS, tmp_path)
+    assert small.config.pad_token_id == load_tokenizer(tmp_path).sep_token_id != 102
+
+
+def test_a_masked_lm_keeps_the_biases_of_the_pieces_that_stay(reader, tokenizer, tmp_path):
+    filler = Bert(reader.config.replace(head="masked_lm", labels=()), seeded())
+    filler.tokenizer_folder = reader.tokenizer_folder
+    torch.nn.init.normal_(filler.lm_bias, generator=seeded(1))
+    small, pieces = prune.shrink_vocabulary(filler, TEXTS, tmp_path), load_tokenizer(tmp_path).get_vocab()
+    old = tokenizer.convert_tokens_to_ids(sorted(pieces, key=pieces.get))
+    assert torch.equal(small.lm_bias, filler.lm_bias[old])
 
 
 def test_a_post_processor_in_a_sequence_gets_the_new_numbers(reader, tokenizer, tmp_path):

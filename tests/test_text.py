@@ -195,6 +195,7 @@ def test_a_batch_is_what_the_tokenizer_pads(tokenizer):
 def test_another_padding_token_is_used():
     encoded = text.Encoded((torch.tensor([5, 6]), torch.tensor([7])), (torch.zeros(2).long(), torch.zeros(1).long()), 9)
     assert text.pad(encoded, [0, 1])["ids"].tolist() == [[5, 6], [7, 9]]
+    assert text.pad(encoded.select([1, 0]), [0, 1])["ids"].tolist() == [[7, 9], [5, 6]]
 
 
 # -- length buckets ----------------------------------------------------------

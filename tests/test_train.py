@@ -32,14 +32,21 @@ def model(seed: int = 0, **changes) -> Bert:
 
 
 def examples(count: int = 48, seed: int = 0) -> train.Examples:
-    """Make sentences of many lengths whose class is their second token: 10 means yes, 11 means no."""
+    """Make pairs of texts, of many lengths, whose class is their second token: 10 means yes, 11 means no."""
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 13, (count,), generator=g).tolist()
     ids = [torch.randint(12, 30, (n,), generator=g) for n in lengths]
     labels = torch.randint(0, 2, (count,), generator=g)
     for row, label in zip(ids, labels.tolist(), strict=True):
         row[0], row[1] = 2, 11 - label
-    return train.Examples(Encoded(tuple(ids), tuple(torch.zeros_like(row) for row in ids)), labels)
+    return train.Examples(Encoded(tuple(ids), tuple((torch.arange(n) >= 2).long() for n in lengths)), labels)
+
+
+def one_by_one(own: Bert, encoded: Encoded) -> torch.Tensor:
+    """Return the logits of each text alone, without padding."""
+    with torch.no_grad():
+        rows = [own(ids[None], segments=segments[None]).logits for ids, segments in zip(encoded.ids, encoded.segments, strict=True)]
+    return torch.cat(rows)
 
 
 def run(own: Bert, epochs: int = 2, **options) -> train.History:
@@ -88,6 +95,12 @@ def test_fit_lowers_the_loss_and_learns_the_rule():
     assert (told == fresh.labels).float().mean() > 0.9
     assert not own.training
     assert history.seconds > 0
+
+
+def test_the_loss_of_a_batch_is_that_of_its_texts_one_by_one():
+    own, data = model().eval(), examples(8)
+    wanted = nn.functional.cross_entropy(one_by_one(own, data.encoded), data.labels)
+    torch.testing.assert_close(train.classification_loss(own, data.collate(list(range(8)))), {"labels": wanted})
 
 
 def test_the_history_smooths_over_a_window():
@@ -343,6 +356,8 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert (found.losses, found.measured) == (told.losses, told.measured)
     assert found.seconds > 0.5 * told.seconds, "the first run's time is not forgotten"
     assert same(own, again)
+    kept = load_file(tmp_path / "run.safetensors")
+    assert not any(name.startswith("optimizer.") for name in kept), "AdamW's moments are needed no more"
 
 
 def test_a_checkpoint_draws_no_random_numbers(tmp_path):
@@ -456,6 +471,14 @@ def test_a_half_written_file_goes_with_the_next_save_once_it_is_old(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run.safetensors", "run.2.tmp", "another.3.tmp"}
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, replace, sync = [], os.replace, checkpoint.sync
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (done.append(path.suffix), sync(path)))
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
+    run(model(), epochs=1, checkpoint=tmp_path / "run.safetensors")
+    assert done == [".tmp", "renamed", ""], "the file, its name, the folder"
+
+
 def test_a_file_system_that_syncs_no_folders_ends_no_run(tmp_path, monkeypatch):
     sync, refused = os.fsync, []
 
@@ -516,9 +539,7 @@ def test_predictions_stand_in_the_order_given_whatever_the_batch_size(batch_size
     told = train.predict(own, data.encoded, batch_size=batch_size)
     assert own.training, "the mode is as before"
     assert told.shape == (48, 2)
-    with torch.inference_mode():
-        alone = [own.eval()(ids[None]).logits[0] for ids in data.encoded.ids]
-    torch.testing.assert_close(told, torch.stack(alone), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(told, one_by_one(own.eval(), data.encoded), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
