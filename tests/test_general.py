@@ -20,7 +20,7 @@ from tinylib import cli, corpus, general, layers, models, output
 from tinylib.bert import Bert
 from tinylib.encoders import Encoder
 from tinylib.errors import UserError
-from tinylib.student import new_student
+from tinylib.student import FEW, new_student, states_basis
 
 SETTINGS = general.Settings(
     student="2x16", steps=12, batch_size=4, lr=5e-3, max_length=24, dropout=0.1, measure_every=5, validation=8
@@ -372,6 +372,7 @@ def test_the_command_writes_student_projections_card_and_report(place, tmp_path,
     assert report["steps"] == card["settings"]["steps"] == 3
     assert report["validation"] == card["validation"][-1]
     assert card["settings"]["layer_map"] == [1, 2]
+    assert card["settings"]["start"] == "states"
     assert (card["settings"]["lr"], card["settings"]["seed"], card["settings"]["max_length"]) == (1e-3, 2, 16)
     general.load(tmp_path / "out", task_teacher(place))
 
@@ -392,3 +393,16 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(place, tmp_path, capsys, t
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert MISTAKES[typed] in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_general_student_starts_at_the_states_that_the_corpus_shows(place):
+    teacher = Bert.from_pretrained(place / "base")
+    parts = corpus.load(place / "text.txt", place / "base", 16)
+    settings = SETTINGS.replace(student="2x16", start="states", steps=1, lr=1e-12)
+    basis = general.first_basis(teacher, settings, parts)
+    some = parts["train"].spread(FEW)
+    assert torch.equal(basis, states_basis(teacher, some.encoded(range(len(some))), (0, 1, 2), 16))
+    result = general.distill_general(teacher, corpus, settings)
+    for maps in result.projections.maps:
+        torch.testing.assert_close(maps.weight.detach(), basis, atol=1e-6, rtol=0)
+    assert general.first_basis(teacher, settings.replace(start="teacher"), parts) is None

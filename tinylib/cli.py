@@ -99,7 +99,7 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     corpus = "shipped name (corpus), .txt or .parquet file, or folder of them (default corpus)"
     sub.add_argument("--corpus", type=_named, default="corpus", help=corpus)
     sub.add_argument("--out", type=_path, required=True, metavar="DIR")
-    start = "random, embeddings, teacher or states: what of the teacher the student starts from (default: teacher where it fits)"
+    start = "what of the teacher it starts from: random, embeddings, teacher or states (default: states where its layers fit)"
     sub.add_argument("--start", type=_named, default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)

@@ -84,13 +84,14 @@ def general(args) -> int:
     chosen = {name: getattr(args, name) for name in names}
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
     if not args.start:
-        settings = settings.replace(start=automatic_start(teacher, student_config(teacher, args.student).hidden_size))
-    if settings.start != "states":  # whose basis the corpus gives
-        student = stage1.first_student(teacher, settings)
+        start = automatic_start(teacher, student_config(teacher, args.student).hidden_size)
+        settings = settings.replace(start="states" if start == "teacher" else start)
+    states = settings.start == "states"  # the corpus gives its basis; what else is wrong with it is seen before that is packed
+    student = stage1.first_student(teacher, settings.replace(start="teacher") if states else settings)
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
         raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
-    if settings.start == "states":
+    if states:
         student = stage1.first_student(teacher, settings, stage1.first_basis(teacher, settings, corpus))
     run = reports.settings(args) | {"teacher_sha256": weights_hash(teacher), "corpus_sha256": corpora.fingerprint(args.corpus)}
     with output.output(args.out, reads, run, args.resume) as work:
