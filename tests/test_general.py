@@ -402,7 +402,7 @@ def test_a_general_student_starts_at_the_states_that_the_corpus_shows(place):
     basis = general.first_basis(teacher, settings, parts)
     some = parts["train"].spread(FEW)
     assert torch.equal(basis, states_basis(teacher, some.encoded(range(len(some))), (0, 1, 2), 16))
-    result = general.distill_general(teacher, corpus, settings)
+    result = general.distill_general(teacher, parts, settings)
     for maps in result.projections.maps:
         torch.testing.assert_close(maps.weight.detach(), basis, atol=1e-6, rtol=0)
     assert general.first_basis(teacher, settings.replace(start="teacher"), parts) is None
