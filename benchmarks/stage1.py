@@ -71,6 +71,7 @@ def variants() -> dict[str, Variant]:
         "the shipped student": Variant(start="general"),  # many more steps: what the short runs are on the way to
         "no stage 1, cut from the teacher": Variant(start="teacher"),
         "no stage 1, cut along the states": Variant(start="states"),
+        "6x240, no stage 1, cut along the states": Variant({"student": "6x240"}, start="states"),
         "no stage 1, random start": Variant(start="random"),
     }
 
@@ -111,7 +112,8 @@ def first_stage(
 ) -> tuple[Bert, Projections | None, dict]:
     """Return the student that the task starts from, with the task's head, its projections and its part of the row."""
     if variant.start:
-        task, texts = TASK.replace(start=variant.start, seed=settings.seed), given.prepared.examples("train")
+        task = TASK.replace(start=variant.start, seed=settings.seed, student=settings.student)
+        texts = given.prepared.examples("train")
         student, projections = distill.first_student(given.teacher, task, texts)
         folder = general.shipped_for(given.teacher, student.config)
         steps = general.card(folder)["settings"]["steps"] if variant.start == "general" and folder else 0

@@ -662,7 +662,7 @@ def test_a_general_student_of_a_foreign_encoder_is_made_and_goes_on(place, tmp_p
     (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
     options = ["--corpus", f"{tmp_path}/text.txt", "--student", "2x16", "--steps", "4", "--batch-size", "4", "--max-length", "16"]
     assert cli.main(["general", "--teacher", f"{place}/roberta", *options, "--out", f"{tmp_path}/general"]) == 0
-    assert general.card(tmp_path / "general")["settings"]["start"] == "teacher"
+    assert general.card(tmp_path / "general")["settings"]["start"] == "states"
     options = ["--data", f"{place}/films.csv", "--student", "2x16", "--epochs-intermediate", "1", "--epochs-prediction", "1"]
     options += ["--general", f"{tmp_path}/general", "--out", f"{tmp_path}/student"]
     assert cli.main(["distill", "--teacher", f"{place}/teacher", *options]) == 0
