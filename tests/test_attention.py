@@ -258,7 +258,8 @@ def test_sizes_below_one_are_refused(width, heads, head_width):
 
 # torch.backends itself does not reach a product whose backend was ever set by itself, as other tests do
 SETTINGS = [
-    (torch.backends, "ieee", "highest"), (torch.backends.cuda.matmul, "tf32", "high"), (torch.backends.mkldnn.matmul, "bf16", "medium")
+    (torch.backends, "ieee", "highest"), (torch.backends.cuda.matmul, "tf32", "high"),
+    (torch.backends.mkldnn.matmul, "bf16", "medium"),
 ]  # fmt: skip
 
 
