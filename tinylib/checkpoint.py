@@ -30,7 +30,7 @@ STALE = 3600  # seconds after which a half-written file is taken for one that a 
 
 
 class Checkpoint:
-    """The state of a run: model, AdamW's moments, random states each step's losses and, as JSON in the header, step,
+    """The state of a run: model, AdamW's moments, random states, each step's losses and, as JSON in the header, step,
     schedule, what was measured and, of a run in float16, the scale of its loss.
 
     In a run of several processes the main one reads and writes for all of them; a run may go on with another number of

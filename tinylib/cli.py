@@ -125,7 +125,7 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--start", type=_named, default=None, help=start)
     sub.add_argument("--general", type=_path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"
-    sub.add_argument("--augment", type=options.count_or_none, default=None, metavar="N", help=copies)
+    sub.add_argument("--augment", type=options.count_from_0, default=None, metavar="N", help=copies)
     extra = "texts without labels to learn from as well: .txt with one a line, or a table with a column text (and text_pair)"
     sub.add_argument("--unlabelled", type=_path, metavar="FILE", help=extra)
     weak = "go on with a teacher that is no better than the largest class"
@@ -133,9 +133,9 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     share = "share of the student's weights to prune while the prediction step runs (default 0)"
     sub.add_argument("--sparsity", type=options.share, default=0.0, help=share)
     matching = "passes in which layers are matched (default 3; for GLUE on a GPU the paper's 10 to 50)"
-    sub.add_argument("--epochs-intermediate", type=options.count_or_none, default=None, metavar="N", help=matching)
+    sub.add_argument("--epochs-intermediate", type=options.count_from_0, default=None, metavar="N", help=matching)
     answers = "passes in which soft targets are learnt (default 2; for GLUE on a GPU the paper's 3)"
-    sub.add_argument("--epochs-prediction", type=options.count_or_none, default=None, metavar="N", help=answers)
+    sub.add_argument("--epochs-prediction", type=options.count_from_0, default=None, metavar="N", help=answers)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
     sub.add_argument("--temperature", type=options.rate, default=1.0, help="of the soft targets (default 1; a regression has none)")
@@ -160,7 +160,7 @@ def _prune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", choices=("magnitude", "heads", "neurons", "layers"), default="magnitude", help=method)
     teacher = "recover on this teacher's soft targets instead of the labels"
     sub.add_argument("--teacher", type=_named, metavar="MODEL", help=teacher)
-    sub.add_argument("--epochs", type=options.count_or_none, default=2, help="passes in which it recovers (default 2)")
+    sub.add_argument("--epochs", type=options.count_from_0, default=2, help="passes in which it recovers (default 2)")
     sub.add_argument("--lr", type=options.rate, default=1e-4, help="learning rate of these (default 1e-4)")
     _run_options(sub)
 

@@ -91,13 +91,11 @@ def general(args) -> int:
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
         raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
-    if states:
-        student = stage1.first_student(teacher, settings, stage1.first_basis(teacher, settings, corpus))
     run = reports.settings(args) | {"teacher_sha256": weights_hash(teacher), "corpus_sha256": corpora.fingerprint(args.corpus)}
     with output.output(args.out, reads, run, args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
         result = stage1.distill_general(
-            teacher, corpus, settings, student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
+            teacher, corpus, settings, None if states else student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
         machine = f"{course.describe()}, {train.precision()} precision"
         command = cards.command("general", reports.settings(args) | {"out": args.out.name})
@@ -353,7 +351,7 @@ def _classifier(source, prepared):
         one, other = (f"gives the classes {', '.join(known)}", "scores") if len(asked) == 1 else ("gives scores", "classes")
         raise UserError(f"{source} {one}, but the labels of the data are {other}; {remedy}")
     numbers = tuple(map(str, range(len(known))))  # labels that are numbers only are in the model's order
-    if not (asked in (known, numbers) or len(asked) == 1 or (_unnamed(model.config) and len(asked) == len(known))):
+    if not (asked in (known, numbers) or len(asked) == 1 or (model.config.unnamed and len(asked) == len(known))):
         why = f"knows the labels {', '.join(known)}, but the data has {', '.join(asked)} (in this order)"
         remedy = f"number the data's labels 0 to {len(known) - 1} in the model's order"
         raise UserError(f"{source} {why}; {remedy}, or use a model of the same task")
@@ -367,21 +365,16 @@ def _teacher(args, prepared):
     found = owndata.check_teacher(
         args.teacher, prepared.labels["validation"], answers, prepared.names, allow=args.allow_weak_teacher
     )
-    if _unnamed(teacher.config):  # the student is told the names that its teacher was never given
+    if teacher.config.unnamed:  # the student is told the names that its teacher was never given
         teacher.config = teacher.config.replace(labels=prepared.names)
     return teacher, found
 
 
 def _same_labels(source, config: BertConfig, teacher: BertConfig, remedy: str) -> None:
     """Refuse a model whose labels have names, and other ones or in another order than its teacher's."""
-    if not (_unnamed(config) or _unnamed(teacher) or config.labels == teacher.labels):
+    if not (config.unnamed or teacher.unnamed or config.labels == teacher.labels):
         why = f"knows the labels {', '.join(config.labels)}, its teacher {', '.join(teacher.labels)} (in this order)"
         raise UserError(f"{source} {why}; {remedy}")
-
-
-def _unnamed(config: BertConfig) -> bool:
-    """Tell whether a model's labels have the names that transformers gives where nobody did."""
-    return config.labels == tuple(f"LABEL_{n}" for n in range(len(config.labels)))
 
 
 def _bert(source, model, done: str):

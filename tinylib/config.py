@@ -136,6 +136,11 @@ class BertConfig:
         return len(self.labels) if self.head in ("classification", "regression") else 0
 
     @property
+    def unnamed(self) -> bool:
+        """Tell whether the labels have the names that transformers gives where nobody did: LABEL_0, LABEL_1, …."""
+        return self.labels == tuple(f"LABEL_{n}" for n in range(len(self.labels)))
+
+    @property
     def head_width(self) -> int:
         """Return D, the columns of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads

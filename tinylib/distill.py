@@ -201,8 +201,8 @@ def check_labels(teacher: Teacher, student: Bert) -> None:
     ours, theirs = student.config, teacher.config
     if not theirs.outputs:
         raise UserError("the teacher has no labels to teach in the prediction step; fine-tune it first, or set epochs_prediction=0")
-    named = [names for names in (ours.labels, theirs.labels) if names != tuple(f"LABEL_{i}" for i in range(len(names)))]
-    if ours.outputs != theirs.outputs or (ours.outputs > 1 and len(set(named)) > 1):
+    differ = ours.labels != theirs.labels and not (ours.unnamed or theirs.unnamed)
+    if ours.outputs != theirs.outputs or (ours.outputs > 1 and differ):
         said, told = (", ".join(config.labels) or "none" for config in (ours, theirs))
         remedy = "give it the same labels in the same order"
         raise UserError(f"the student's labels are {said}, the teacher's {told} (in this order); {remedy}")

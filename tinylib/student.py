@@ -44,14 +44,16 @@ def _gram(teacher: Teacher, encoded: Encoded, layers: Sequence[int]) -> Float[Te
     """Return the sum of hᵀh over all real tokens of the texts and the teacher's layers, in float64."""
     device, C, training = next(teacher.parameters()).device, teacher.config.hidden_size, teacher.training
     total = torch.zeros(C, C, dtype=torch.float64, device=device)
-    teacher.eval()
-    for rows in LengthBuckets(encoded.lengths, 32, shuffle=False):
-        batch = {name: value.to(device) for name, value in pad(encoded, rows).items()}
-        states = teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=layers).hidden_states
-        for n in layers:
-            h = states[n][batch["mask"]].double()
-            total += h.T @ h
-    teacher.train(training)
+    try:
+        teacher.eval()
+        for rows in LengthBuckets(encoded.lengths, 32, shuffle=False):
+            batch = {name: value.to(device) for name, value in pad(encoded, rows).items()}
+            states = teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=layers).hidden_states
+            for n in layers:
+                h = states[n][batch["mask"]].double()
+                total += h.T @ h
+    finally:
+        teacher.train(training)
     return total
 
 
