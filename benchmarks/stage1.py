@@ -7,7 +7,8 @@ compare variants with the same map. All share the second yardstick: one epoch of
 close the student is to its teacher. Two rows without stage 1 and the shipped student show the scale.
 
 Writes data/results/stage1.json after each run; a run that the file already holds (same settings, corpus, data and precision)
-is not repeated. Options: --steps, --seeds 0 1 2, --only NAME …, --precision, --out FILE.
+is not repeated. Options: --steps, --seeds 0 1 2, --only NAME …, --precision, --out FILE, and --general DIR: then one row is made,
+for the student that ``tinylib general`` made there.
 """
 
 import tempfile
@@ -21,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinylib import corpus as corpora
-from tinylib import course, distill, general, layers, measure
+from tinylib import course, distill, general, layers, measure, models
 from tinylib.bert import Bert
 from tinylib.layers import Distiller, LayerMap, Projections
 from tinylib.text import load_tokenizer
@@ -39,6 +40,7 @@ class Variant:
     changes: dict = field(default_factory=dict)
     common: int = 0  # pieces that occur less often are read as [UNK]
     start: str | None = None  # no stage 1 of its own: the task starts here (distill.first_student)
+    folder: Path | None = None  # nor here: a general student, whose stage 1 is done
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,21 @@ def variants() -> dict[str, Variant]:
         "a tenth of the attention loss": Variant({"weights": replace(w, attention=0.1)}),
         **shapes,
         f"pieces that occur {COMMON} times": Variant(common=COMMON),
-        "the shipped student": Variant(start="general"),  # many more steps: what the short runs are on the way to
+        # many more steps: what the short runs are on the way to
+        "the shipped student": Variant(folder=models.shipped_folder() / general.SHIPPED["4x312"]),
         "no stage 1, cut from the teacher": Variant(start="teacher"),
         "no stage 1, cut along the states": Variant(start="states"),
         "6x240, no stage 1, cut along the states": Variant({"student": "6x240"}, start="states"),
         "no stage 1, random start": Variant(start="random"),
     }
+
+
+def row_name(folder: Path) -> str:
+    """Return the row's name of a general student that has had its stage 1."""
+    told = general.card(folder)["settings"]
+    starts = {"teacher": "cut from the teacher", "states": "cut along the states"}
+    shape = "" if told["student"] == "4x312" else f"{told['student']}, "
+    return f"{shape}{told['steps']} steps, {starts.get(told['start'], told['start'])}"
 
 
 def operations(teacher: Bert, settings: general.Settings) -> int:
@@ -107,6 +118,11 @@ def read_as(student: Bert, rows: Tensor) -> None:
     student.embeddings.word.register_forward_pre_hook(lambda module, ids: (rows.to(ids[0].device)[ids[0]],))
 
 
+def rounded(measured: dict[str, float]) -> dict[str, float]:
+    """Return held-out losses as they are stored."""
+    return {name: round(value, 4) for name, value in measured.items() if name != "step"}
+
+
 def first_stage(
     variant: Variant, settings: general.Settings, given: Materials
 ) -> tuple[Bert, Projections | None, dict]:
@@ -115,16 +131,19 @@ def first_stage(
         task = TASK.replace(start=variant.start, seed=settings.seed, student=settings.student)
         texts = given.prepared.examples("train")
         student, projections = distill.first_student(given.teacher, task, texts)
-        folder = general.shipped_for(given.teacher, student.config)
-        steps = general.card(folder)["settings"]["steps"] if variant.start == "general" and folder else 0
-        return student, projections, {"steps": steps, "parameters": measure.parameters(student)}
+        return student, projections, {"steps": 0, "parameters": measure.parameters(student)}
+    if variant.folder:
+        student, projections = general.load(variant.folder, given.teacher)
+        told = general.card(variant.folder)
+        row = {"steps": told["settings"]["steps"], "seconds": told["seconds"], "losses": rounded(told["validation"][-1])}
+        return student, projections, row | {"parameters": measure.parameters(student)}
     student = general.first_student(
         given.pretrained, settings, general.first_basis(given.pretrained, settings, given.corpus)
     )
     rows = rows_of(given, variant.common) if variant.common else torch.arange(student.config.vocab_size)
     read_as(student, rows)
     result = general.distill_general(given.pretrained, given.corpus, settings, student)
-    losses = {name: round(value, 4) for name, value in result.history.measured[-1].items() if name != "step"}
+    losses = rounded(result.history.measured[-1])
     row = {"steps": settings.steps, "seconds": round(result.history.seconds), "losses": losses}
     # as lesson 09 gets it: in float16, with the teacher's head cut to size
     with tempfile.TemporaryDirectory() as folder:
@@ -155,9 +174,11 @@ def recipe(settings: general.Settings, given: Materials, precision: str) -> dict
 def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
     parser = options(__doc__, variants(), seeds=[0, 1, 2])
+    parser.add_argument("--general", type=Path, metavar="DIR")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
+    names = {row_name(args.general): Variant(folder=args.general)} if args.general else variants()
     prepared, teacher, reference = taught(DATA)
     default = general.Settings(steps=args.steps, measure_every=10 * args.steps)  # at the end alone
     corpus = corpora.load(CORPUS, BASE, default.max_length)
@@ -166,12 +187,12 @@ def main() -> None:
     budget = args.steps * operations(given.pretrained, default)
 
     def make(name: str, seed: int) -> dict:
-        variant = variants()[name]
+        variant = names[name]
         settings = default.replace(seed=seed, **variant.changes)
         settings = settings.replace(steps=round(budget / operations(given.pretrained, settings)))
         return run(variant, settings, given)
 
-    sweep(results, variants(), args, make, teacher=reference, command="make stage1")
+    sweep(results, names, args, make, teacher=reference, command="make stage1")
 
 
 if __name__ == "__main__":
