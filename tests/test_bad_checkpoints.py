@@ -501,7 +501,7 @@ def test_labels_that_are_only_counted_have_transformers_names(count):
 def test_a_head_that_would_be_lost_is_refused(stored, says):
     said = refusal(check_own_head, stored, "c.json")
     assert says in said
-    assert said.endswith("; load its encoder with head=None, or name labels=(…)")
+    assert said.endswith("; teach it a task (tinylib teach), or load its encoder alone")
 
 
 def test_heads_that_are_kept_are_not_refused():

@@ -162,6 +162,17 @@ def test_teach_writes_model_metrics_and_the_split(place):
     check_in_transformers(folder)
 
 
+@pytest.mark.parametrize("kind", ["TokenClassification", "QuestionAnswering", "NextSentencePrediction", "SequenceClassification"])
+def test_teach_takes_the_encoder_of_a_model_whose_head_it_does_not_know(place, tmp_path, kind):
+    shutil.copytree(place / "base", tmp_path / "base")
+    config = transformers.AutoConfig.from_pretrained(place / "base", problem_type="multi_label_classification")
+    with torch.random.fork_rng():
+        getattr(transformers, f"BertFor{kind}")(config).save_pretrained(tmp_path / "base")
+    options = ["--data", f"{place}/films.csv", "--epochs", "1", "--out", f"{tmp_path}/out"]
+    assert cli.main(["teach", "--base", f"{tmp_path}/base", *options]) == 0
+    assert Bert.from_pretrained(tmp_path / "out").config.outputs == 2
+
+
 def test_distill_reports_the_teacher_and_the_retention(place, capsys):
     out = place / "student"
     assert cli.main(tiny_distillation(place, out)) == 0
@@ -429,12 +440,12 @@ BAD_INPUTS = [
     (GENERAL + " --layer-map 1,9", "must name 2 teacher layers between 1 and 2"),
     (GENERAL + " --start nowhere", "start='nowhere' is not one of"),
     (GENERAL + " --precision low", "invalid choice: 'low'"),
-    (TEACH + " --epochs 0", "--epochs: '0' is not a whole number of at least 1"),
+    (TEACH + " --epochs 0", "--epochs: '0' is not a whole number from 1 to 2147483647"),
     (TEACH + " --epochs three", "'three' is not a whole number"),
     (TEACH + " --lr -1", "--lr: '-1' is not a number greater than 0"),
     (TEACH + " --lr nan", "'nan' is not a number greater than 0"),
     (TEACH + " --seed -1", "'-1' is not a whole number from 0"),
-    (TEACH + " --batch-size 0", "'0' is not a whole number of at least 1"),
+    (TEACH + " --batch-size 0", "'0' is not a whole number from 1 to 2147483647"),
     (TEACH + " --max-length 2", "max_length=2 leaves no room"),
     (TEACH.replace("base --data", "nowhere --data"), "nowhere does not exist: give a model folder"),
     (TEACH.replace("{p}/base", "nobody/nothing"), "nobody/nothing is no folder here"),

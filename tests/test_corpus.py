@@ -365,12 +365,13 @@ def test_the_shipped_corpus_is_clean_enough():
 def test_a_byte_order_mark_and_the_line_ends_of_old_macs_are_no_text(tmp_path):
     lines = ["one two", "three", "", "four"]
     whole = [["one two", "three"], ["four"]]
-    for number, (mark, end) in enumerate(((b"", "\n"), (b"\xef\xbb\xbf", "\r\n"), (b"", "\r"), (b"\xef\xbb\xbf", "\r"))):
+    ends = ((b"", "\n"), (b"\xef\xbb\xbf", "\r\n"), (b"", "\r"), (b"\xef\xbb\xbf", "\r"), (b"", "\r\r\n"))
+    for number, (mark, end) in enumerate(ends):
         path = tmp_path / f"{number}.TXT"
         path.write_bytes(mark + end.join(lines).encode() + end.encode())
         assert list(corpus.documents([path])) == whole
     (tmp_path / "folder.txt").mkdir()
-    assert [path.name for path in corpus.files(tmp_path)] == ["0.TXT", "1.TXT", "2.TXT", "3.TXT"]
+    assert [path.name for path in corpus.files(tmp_path)] == [f"{number}.TXT" for number in range(5)]
 
 
 def test_a_sentence_of_any_length_is_cut_into_full_pieces_and_a_rest(base):

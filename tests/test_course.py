@@ -107,6 +107,7 @@ def test_recoded_texts_keep_their_rows_and_labels(small):
     assert all(torch.equal(a, b) for a, b in zip(again.encoded["test"].ids, prepared.encoded["test"].ids, strict=True))
     shorter = course.recode(prepared, tokenizer, max_length=4)
     assert max(map(len, shorter.encoded["train"].ids)) == 4
+    assert max(map(len, course.recode(shorter, tokenizer).encoded["train"].ids)) == 4, "where they were cut before"
     assert len(shorter.examples("train")) == len(prepared.examples("train"))
 
 
@@ -118,6 +119,15 @@ def test_another_seed_or_setting_has_another_folder(small):
     assert first != course.run_folder(
         "x", dataclasses.replace(small.settings, weights=distill.Weights(hidden=0)), prepared
     )
+
+
+def test_a_tier_that_no_general_student_is_shipped_for_has_a_key_of_its_own(small):
+    shipped = course.general.fingerprint("4x312", "minilm-l6")
+    assert len(shipped) == 64
+    assert course.general.fingerprint("4x312", "bert-base-uncased") is None
+    assert course.general.fingerprint("2x16", "minilm-l6") is None
+    settings = dataclasses.replace(small.settings, start="general")
+    assert course.recipe(course.prepare(), settings)["general"] == "states", "which is where such a student starts"
 
 
 def test_texts_cut_elsewhere_have_another_teacher_and_another_folder(small, monkeypatch):
@@ -135,7 +145,7 @@ def test_another_general_student_or_masked_lm_has_another_folder(small, monkeypa
     prepared = course.prepare()
     keys = {}
     for made in ("one", "two"):
-        monkeypatch.setattr(course.general, "fingerprint", lambda shape, made=made: made)
+        monkeypatch.setattr(course.general, "fingerprint", lambda shape, base, made=made: made)
         monkeypatch.setattr(course.mlm, "fingerprint", lambda base, made=made: made)
         for start, copies in (("general", 0), ("teacher", 1), ("teacher", 0)):
             settings = small.settings.replace(start=start, augment=copies)
@@ -243,6 +253,8 @@ def test_augmented_copies_are_made_once_and_stand_behind_the_texts(small, monkey
     again = course.augmented(prepared, 2)
     assert all(torch.equal(a, b) for a, b in zip(both.encoded.ids, again.encoded.ids, strict=True))
     assert len(course.augmented(prepared, 0)) == rows
+    short = course.prepare(max_length=5)
+    assert max(map(len, course.augmented(short, 2).encoded.ids)) == 5, "copies are cut where the texts are"
     with pytest.raises(TypeError):  # another seed, other copies
         course.augmented(prepared, 2, seed=1)
 

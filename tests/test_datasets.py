@@ -306,6 +306,27 @@ def test_splits_that_number_their_classes_differently_agree_by_name(tmp_path):
     assert "label 3 is not in" in refusal(tmp_path)
 
 
+def test_where_names_are_numbers_a_number_is_a_name(tmp_path):
+    stars = ["1", "2", "3", "4", "5"]
+    parquet_split(tmp_path / "train.parquet", [(f"a {i}", i) for i in range(5)], stars)
+    parquet_split(tmp_path / "validation.parquet", [("b a", 4)], stars)
+    write(tmp_path / "test.csv", frame([(f"c {n}", n) for n in stars]))
+    assert by_text(datasets.load(tmp_path)) == {f"a {i}": stars[i] for i in range(5)} | {"b a": "5"} | {f"c {n}": n for n in stars}
+    write(tmp_path / "test.csv", frame([("c a", 0)]))
+    assert "label 0 is not in" in refusal(tmp_path)
+
+
+def test_a_code_keeps_its_zeros_in_each_split_where_one_has_names(tmp_path):
+    write(tmp_path / "train.csv", frame([("a a", "0410"), ("a b", "0411"), ("a c", "V58")]))
+    write(tmp_path / "validation.csv", frame([("b a", "0410"), ("b b", "0411")]))  # numbers, for themselves
+    write(tmp_path / "test.csv", frame([("c a", "0411")]))
+    data = datasets.load(tmp_path)
+    assert datasets.label_names(data) == ["0410", "0411", "V58"]
+    assert by_text(data)["b a"] == "0410"
+    write(tmp_path / "train.csv", frame([("a a", "0410"), ("a b", "0411"), ("a c", "0412")]))  # no names: the numbers 410 to 412
+    assert datasets.label_names(datasets.load(tmp_path)) == ["410", "411", "412"]
+
+
 def test_numbers_without_names_in_train_mean_what_other_splits_say(tmp_path):
     parquet_split(tmp_path / "train.parquet", [("a a", 1), ("a b", 0), ("a c", 1)])
     for name in ("validation", "test"):

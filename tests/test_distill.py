@@ -323,6 +323,28 @@ def test_without_a_general_student_the_texts_decide_where_it_starts():
     assert not all(torch.equal(a, b) for a, b in zip(general, cut, strict=True))
 
 
+def test_a_run_that_goes_on_takes_no_basis_again(tmp_path, monkeypatch):
+    teacher, data = Bert(TEACHER, generator()).eval(), examples(24)
+    for start in ("general", "states"):  # no general student is shipped for this teacher
+        settings = distill.Settings(student="2x16", start=start, epochs_intermediate=2, epochs_prediction=1, batch_size=8)
+        first = distill.distill(teacher, data, settings, folder=tmp_path / start)
+        with monkeypatch.context() as patch:
+            patch.setattr(distill, "states_basis", None)
+            again = distill.distill(teacher, data, settings, folder=tmp_path / start)
+        for name, value in first.student.state_dict().items():
+            assert torch.equal(again.student.state_dict()[name], value), name
+        for ours, theirs in zip(first.projections.parameters(), again.projections.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_teacher_in_double_precision_starts_a_student_as_in_single():
+    teacher, data = Bert(TEACHER, generator()).eval(), examples(24)
+    settings = distill.Settings(student="2x16", start="states")
+    single = distill.first_student(teacher, settings, data)[0].state_dict()
+    double = distill.first_student(copy.deepcopy(teacher).double(), settings, data)[0].state_dict()
+    torch.testing.assert_close(double["embeddings.word.weight"].abs(), single["embeddings.word.weight"].abs(), atol=1e-3, rtol=1e-2)
+
+
 def test_a_start_at_the_states_without_texts_is_a_sentence():
     teacher = Bert(TEACHER, generator())
     settings = distill.Settings(student="2x16", start="states")

@@ -251,6 +251,20 @@ def test_a_wrapped_model_is_saved_and_found_again(folders, tmp_path):
     assert layers.weights_hash(model) != layers.weights_hash(encoders.load(folders["roberta"]))
 
 
+def test_a_classifier_of_several_labels_is_no_teacher_but_has_an_encoder(folders, tmp_path):
+    shutil.copytree(folders["roberta"], tmp_path / "multi")
+    config = json.loads((tmp_path / "multi" / "config.json").read_text(encoding="utf-8"))
+    config["problem_type"] = "multi_label_classification"
+    (tmp_path / "multi" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="config.json describes a classifier that gives a text several labels"):
+        encoders.load(tmp_path / "multi")
+    ids = torch.arange(5, 12)[None]
+    bare, whole = encoders.load(tmp_path / "multi", labels=()), encoders.load(folders["roberta"])
+    assert bare.config.head is None
+    assert torch.equal(bare(ids).hidden, whole(ids).hidden)
+    assert encoders.load(tmp_path / "multi", labels=("a", "b", "c")).config.outputs == 3
+
+
 def test_a_new_head_starts_from_the_generator_and_leaves_the_encoder(folders):
     three = ("a", "b", "c")
     state = torch.random.get_rng_state()

@@ -220,6 +220,9 @@ def test_the_card_names_what_loads_it_and_the_command_that_made_it(base, corpus,
     page = (tmp_path / "own" / "README.md").read_text(encoding="utf-8")
     assert '`tinylib.mlm.load("THIS FOLDER")`' in page
     assert f"python -m tinylib.mlm --base {base} --corpus films.txt --steps 7 --seed 0 --precision highest --out FOLDER" in page
+    own = mlm.card_text(mlm.card() | {"corpus_from": "mine.txt", "corpus": {"mine.txt": "0" * 64}})
+    assert '`tinylib.mlm.load("THIS FOLDER")`' in own, "the shipped base, and another head than the shipped one"
+    assert "snli" not in own
     shipped = models.shipped_folder() / mlm.SHIPPED["minilm-l6"]
     assert mlm.card_text(mlm.card()) == (shipped / "README.md").read_text(encoding="utf-8")
 
@@ -227,7 +230,7 @@ def test_the_card_names_what_loads_it_and_the_command_that_made_it(base, corpus,
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (["--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["--steps", "0"], "'0' is not a whole number from 1 to 2147483647"),
         (["--seed", "99999999999999999999999"], "is not a whole number from 0"),
         (["--out", "{file}/x"], "mlm: --out {file}/x cannot be written (Not a directory); name another place"),
         (["--corpus", "{short}", "--steps", "1"], "held-out sequences are too short to mask a token of"),

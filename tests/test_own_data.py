@@ -300,6 +300,16 @@ def test_a_student_learns_its_teacher_s_scores_in_any_units(place, scale):
     assert (said - wanted).square().mean() < 0.5 * wanted.var(), "in the teacher's own units"
 
 
+@pytest.mark.parametrize("unit", [1e-5, 1e-9, 1e5])
+def test_scores_in_any_unit_are_learnt_as_well(place, unit):
+    prepared, said = course.prepare(place / "scores.csv", base=place / "base"), []
+    for scale in (1.0, unit):
+        data = course.replace(prepared, labels={split: scale * labels for split, labels in prepared.labels.items()})
+        model, _ = course.fine_tune(data, place / "base", epochs=4, lr=5e-3, batch_size=16)
+        said.append(tasks.figures(data.labels["test"], train.predict(model, data.encoded["test"]))["pearson"])
+    assert min(said) > 0.6
+
+
 def test_standard_units_leave_the_function_as_it_is_and_classes_alone(place):
     prepared, model = course.prepare(place / "scores.csv", base=place / "base"), Bert.from_pretrained(place / "scorer")
     encoded, labels = prepared.encoded["train"], prepared.labels["train"]

@@ -565,6 +565,13 @@ def test_the_temperature_decides_what_is_learnt_from_a_teacher(model, examples, 
     assert not torch.equal(one, two)
 
 
+def test_a_teacher_of_another_order_of_labels_is_refused(model, examples):
+    teacher = copy.deepcopy(model)
+    model.config, teacher.config = (model.config.replace(labels=names) for names in (("bad", "good"), ("good", "bad")))
+    with pytest.raises(UserError, match="labels are bad, good, the teacher's good, bad"):
+        prune.prune_by("magnitude", model, examples, 0.5, teacher=teacher)
+
+
 def test_an_unknown_method_and_a_share_of_all_layers_are_refused(model, examples):
     with pytest.raises(UserError, match="magnitude, heads, neurons, layers"):
         prune.prune_by("lottery", model, examples, 0.5)

@@ -14,6 +14,7 @@ The model runs only where a word is replaced, and all copies advance together, e
 """
 
 import functools
+import hashlib
 import itertools
 import unicodedata
 from collections.abc import Callable, Generator, Sequence
@@ -98,8 +99,10 @@ class WordVectors:
 
     @staticmethod
     def fingerprint() -> str:
-        """Return the sha256 (hex) of the shipped vectors."""
-        return models.sha256_of(data_folder() / "word_vectors" / "vectors.safetensors")
+        """Return the sha256 (hex) of the shipped vectors and of their words."""
+        folder = data_folder() / "word_vectors"
+        both = (models.sha256_of(folder / name) for name in ("vectors.safetensors", "words.txt"))
+        return hashlib.sha256("".join(both).encode()).hexdigest()
 
     def nearest(self, word: str, k: int) -> list[str]:
         """Return the k words of the largest cosine with ``word``, the nearest first; none for a word without a vector.

@@ -189,7 +189,10 @@ class Checkpoint:
         states = {name: tensors[name] for name in ("random", "random_cuda") if name in tensors}
         held = {name: len(state) if state.ndim == 2 else 1 for name, state in states.items()}
         if any(number != processes.count() for number in held.values()):  # saved by another number of processes
-            torch.manual_seed(torch.initial_seed() + 1_000_003 * (step + 1))
+            own = torch.initial_seed() + 1_000_003 * (step + 1)
+            torch.default_generator.manual_seed(own)  # torch.manual_seed would seed all GPUs, the others' too
+            if torch.cuda.is_available():
+                torch.cuda.manual_seed(own)
             return
         for name, state in states.items():
             own = state[processes.index()].clone() if state.ndim == 2 else state  # torch reads past a view's beginning

@@ -132,9 +132,9 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--allow-weak-teacher", action="store_true", help=weak)
     share = "share of the student's weights to prune while the prediction step runs (default 0)"
     sub.add_argument("--sparsity", type=options.share, default=0.0, help=share)
-    matching = "passes in which layers are matched (default 3; for GLUE on a GPU the paper's 10 to 50)"
+    matching = "passes in which layers are matched (default 3; on a GPU the paper's 20, for GLUE's tasks 10 to 50)"
     sub.add_argument("--epochs-intermediate", type=options.count_from_0, default=None, metavar="N", help=matching)
-    answers = "passes in which soft targets are learnt (default 2; for GLUE on a GPU the paper's 3)"
+    answers = "passes in which soft targets are learnt (default 2; on a GPU the paper's 3)"
     sub.add_argument("--epochs-prediction", type=options.count_from_0, default=None, metavar="N", help=answers)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)

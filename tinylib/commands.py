@@ -51,7 +51,7 @@ def teach(args) -> int:
     output.place(args.out, reads)  # before the work, not after it
     reports.check_logs(args)
     prepared, found = _prepare(args, args.base)
-    owndata.note(found, args.max_length, _load(args.base, prepared).config.max_position_embeddings)
+    owndata.note(found, args.max_length, _load(args.base, prepared, encoder_only=True).config.max_position_embeddings)
     run = reports.settings(args) | {"data_fingerprint": prepared.fingerprint}
     with output.output(args.out, reads, run, args.resume) as work:
         _save_split(args, work)
@@ -316,9 +316,9 @@ def _load(source, prepared=None, encoder_only=False):
     try:
         model = encoders.load(folder) if dense else masks.load_compressed(folder)
     except UserError:
-        if not (encoder_only and dense and read_config(folder).get("model_type", "bert") == "bert"):
+        if not (encoder_only and dense):
             raise
-        model = Bert.from_pretrained(folder, head=None)  # what else was wrong is still wrong
+        model = encoders.load(folder, labels=())  # what else was wrong is still wrong
     if prepared:
         # the padding token too: a batch holds it even if no text does
         highest = max(max(split.pad_id, *(int(ids.max()) for ids in split.ids)) for split in prepared.encoded.values())

@@ -5,10 +5,11 @@ from dataclasses import dataclass, fields, replace
 
 from tinylib.errors import UserError
 
+CLASSIFIER = "ForSequenceClassification"  # what the classifiers of all architectures are called
 ARCHITECTURES = {
     None: "BertModel",
-    "classification": "BertForSequenceClassification",
-    "regression": "BertForSequenceClassification",  # of one label: transformers' problem_type tells the two apart
+    "classification": f"Bert{CLASSIFIER}",
+    "regression": f"Bert{CLASSIFIER}",  # of one label: transformers' problem_type tells the two apart
     "masked_lm": "BertForMaskedLM",
 }
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # name -> F.gelu's argument
@@ -214,10 +215,11 @@ class BertConfig:
 def check_own_head(stored: dict, where: str = "config.json") -> None:
     """Raise UserError, beginning with ``where``, for a checkpoint whose own head would be lost or misread here.
 
-    stored: the content of its config.json. Its encoder can be read all the same, and so can a classifier to be trained anew.
+    stored: the content of its config.json, of a BERT or another encoder. Its encoder can be read all the same, and so can a
+    classifier to be trained anew.
     """
-    built, encoder = (stored.get("architectures") or ["BertModel"])[0], "load its encoder with head=None, or name labels=(…)"
+    built, encoder = (stored.get("architectures") or ["BertModel"])[0], "teach it a task (tinylib teach), or load its encoder alone"
     if built not in ARCHITECTURES.values() and built.startswith("BertFor") and built != "BertForPreTraining":
         raise UserError(f"{where} describes a {built}, whose head is not known here; {encoder}")
-    if built == ARCHITECTURES["classification"] and stored.get("problem_type") == "multi_label_classification":
+    if built.endswith(CLASSIFIER) and stored.get("problem_type") == "multi_label_classification":
         raise UserError(f"{where} describes a classifier that gives a text several labels, and here it gets one; {encoder}")

@@ -180,6 +180,8 @@ def _lines(path: Path) -> Iterator[list[str]]:
                 raise UserError(f"{path} is not UTF-8 ({error.reason} at {where}); save it as UTF-8") from None
             place += len(raw)
             ended = raw.endswith(b"\n")
+            if raw.endswith(b"\r\r\n"):  # Windows' line end, written as text once more: one end, no empty line
+                text = text.rstrip("\r\n") + "\n"
             for line in map(str.strip, re.split(LINE_END, text)[: -1 if ended else None]):
                 if line:
                     sentences.append(line)

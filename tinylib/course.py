@@ -139,7 +139,7 @@ def cut_at(pairs: dict | None) -> int:
 
 def recode(prepared: Prepared, tokenizer, max_length: int | None = None) -> Prepared:
     """Return the same texts in the word pieces of another tokenizer, row by row."""
-    length = max_length or cut_at(prepared.pairs)
+    length = max_length or prepared.max_length or cut_at(prepared.pairs)
     told = {s: encode(tokenizer, texts, (prepared.pairs or {}).get(s), length) for s, texts in prepared.texts.items()}
     return replace(prepared, encoded=told, max_length=length)
 
@@ -159,7 +159,7 @@ def augmented(
     rows = _copies(prepared, augment.AugmentSettings(copies=copies), sizes.masked_lm, seed)
     texts, pairs = [row["text"] for row in rows], [row["text_pair"] for row in rows] if prepared.pairs else None
     tokenizer = load_tokenizer(base or sizes.base)
-    made = encode(tokenizer, texts, pairs, max_length=max_length or cut_at(prepared.pairs))
+    made = encode(tokenizer, texts, pairs, max_length=max_length or prepared.max_length or cut_at(prepared.pairs))
     both = Encoded(train.encoded.ids + made.ids, train.encoded.segments + made.segments, made.pad_id)
     return Examples(both, torch.cat([train.labels, train.labels.repeat_interleave(copies)]))
 
@@ -296,9 +296,9 @@ def recipe(prepared: Prepared, settings: distill.Settings) -> dict:
     if prepared.max_length != cut_at(prepared.pairs):
         told["max_length"] = prepared.max_length
     if settings.start == "general":
-        told["general"] = general.fingerprint(settings.student)
+        told["general"] = general.fingerprint(settings.student, tier().base) or "states"  # what it falls back to
     if settings.augment:
-        told["masked_lm"] = mlm.fingerprint(tier().masked_lm)
+        told |= {"masked_lm": mlm.fingerprint(tier().masked_lm), "vectors": augment.WordVectors.fingerprint()}
     return told
 
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict  # by name: beartype looks DatasetDict's own "Dataset" up here
 
 from tinylib.errors import UserError, UserNote
-from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, from_columns, read, settled
+from tinylib.files import GLUE_COLUMNS, READERS, Rows, checked, checked_splits, from_columns, read, settled
 from tinylib.files import normalise as normalise  # offered here too: it decides what counts as a duplicate
 from tinylib.models import expanded, hub_answers
 
@@ -223,19 +223,22 @@ def assemble(parts: dict[str, Rows]) -> DatasetDict:
 def _in_one_numbering(parts: dict[str, Rows]) -> tuple[dict[str, Rows], list[str] | None]:
     """Return the parts with labels that mean the same in all of them, and the names of train's file in their order, if it has any.
 
-    A number is that of its own file's names, without names of train's. Splits whose classes were numbered one by one may
-    give one number to two classes.
+    A number is that of its own file's names. In a file without names it is a number of train's, unless train's names are
+    numbers themselves: then it is such a name. Splits whose classes were numbered one by one may give one number to two classes.
     """
     names = parts["train"].names
     numbered = all(isinstance(label, int) for part in parts.values() for label in part.labels)
     if numbered and not names and len({part.names for part in parts.values()} - {None}) <= 1:
         return parts, None
 
+    numbers = names and all(name.strip().lstrip("-").isdecimal() for name in names)
+
     def told(label: int | str, own: tuple | None) -> str:
         return own[label] if own and isinstance(label, int) and 0 <= label < len(own) else str(label)
 
     spoken = {
-        name: replace(part, labels=[told(label, part.names or names) for label in part.labels]) for name, part in parts.items()
+        part: replace(rows, labels=[told(label, rows.names or (None if numbers else names)) for label in rows.labels])
+        for part, rows in parts.items()
     }
     return spoken, list(names) if names else None
 
@@ -264,8 +267,8 @@ def _load_folder(folder: Path, seed: int) -> DatasetDict:
                 f"{folder} has {what} for {name}: give one .csv, .tsv, .jsonl or .parquet file for each of "
                 "train, validation and test, or give a single file to have it split"
             )
-        parts[name] = checked(read(files[0]))
-    told = parts
+        parts[name] = read(files[0])
+    told = checked_splits(parts)
     parts = settled(_without_hidden_labels(told, seed))
     data = assemble(parts)
     _check_repeats(parts)
@@ -342,7 +345,8 @@ def _without_hidden_labels(parts: dict[str, Rows], seed: int) -> dict[str, Rows]
     for key, label in zip(keys, train.labels, strict=True):
         kind = None if isinstance(label, float) else label
         last[kind] = max(last.get(kind, key), key, key=place.__getitem__)
-    moved = set([key for key in order if key not in last.values()][:count])  # by text: no duplicate stays behind
+    last_ones = set(last.values())
+    moved = set([key for key in order if key not in last_ones][:count])  # by text: no duplicate stays behind
     if not moved:
         raise UserError(f"{train.source} has {len(order)} different texts, too few to make a validation part of: add rows")
     stay, leave = ([i for i, key in enumerate(keys) if (key in moved) == want] for want in (False, True))

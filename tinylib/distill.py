@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tinylib import general
-from tinylib.bert import Bert
+from tinylib.bert import Bert, BertConfig
 from tinylib.checkpoint import steps_done
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError, UserNote
@@ -119,12 +120,17 @@ def distill_intermediate(
     """Train the student's inside to look like the teacher's: embedding, hidden and attention losses (section 3.2, step 1).
 
     The teacher's outputs are kept on disk meanwhile, in ``settings.cache_dtype``, if ``settings.cache_gb`` allows
-    (``layers.teacher_outputs``), and longer with ``keep_outputs``, for another run on the same texts. Raises UserError for a layer
-    map that does not fit, for ``settings.weights`` that are all 0, and where the disk has no room for the outputs.
+    (``layers.teacher_outputs``), and longer with ``keep_outputs``, for another run on the same texts. A student of
+    ``first_student`` wants the ``projections`` that came with it; without any they begin in the basis that ``settings.start``
+    names, for "general" in the word table's. Raises UserError for a layer map that does not fit, for ``settings.weights`` that
+    are all 0, and where the disk has no room for the outputs.
     """
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
-        projections = first_projections(teacher, student.config, settings.start, settings.seed)
+        start, basis = settings.start, None
+        if start == "states":  # of a run that goes on its checkpoint holds them
+            start, basis = ("general", None) if steps_done(checkpoint) else _begin(teacher, student.config, settings, examples)
+        projections = first_projections(teacher, student.config, start, settings.seed, basis)
     weights = fitting(teacher, settings.weights, say=True)
     if settings.epochs_intermediate and not (weights.embedding or weights.hidden or weights.attention):
         raise UserError("the weights are all 0, so the intermediate step teaches nothing; leave it out with epochs_intermediate=0")
@@ -218,22 +224,29 @@ def first_student(
     """
     config = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, config, settings.layer_map)
-    start = settings.start
-    if start == "general":
-        folder = general.shipped_for(teacher, config)
-        if folder:
-            return general.load(folder, teacher)
-        start = automatic_start(teacher, config.hidden_size)
-        if start == "teacher" and examples is not None:
-            start = "states"
-        if start == "random":
-            why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
-            warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
-    basis = None
-    if start == "states" and examples is not None:
-        basis = states_basis(teacher, examples.encoded, (0, *layer_map), config.hidden_size)
+    if settings.start == "general" and (folder := general.shipped_for(teacher, config)):
+        return general.load(folder, teacher)
+    start, basis = _begin(teacher, config, settings, examples)
+    if start == "random" and settings.start == "general":
+        why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
+        warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
     student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed), basis)
     return student, first_projections(teacher, config, start, settings.seed, basis)
+
+
+def _begin(
+    teacher: Teacher, student: BertConfig, settings: Settings, examples: Examples | None
+) -> tuple[str, Float[Tensor, "Ct Cs"] | None]:
+    """Return the start that the settings come to without a general student's help, and the basis of one at "states"."""
+    start = settings.start
+    if start == "general":
+        start = automatic_start(teacher, student.hidden_size)
+        if start == "teacher" and examples is not None and not general.shipped_for(teacher, student):
+            start = "states"
+    if start != "states" or examples is None:
+        return start, None
+    layer_map = choose_map(teacher.config, student, settings.layer_map)
+    return start, states_basis(teacher, examples.encoded, (0, *layer_map), student.hidden_size)
 
 
 def distill(
@@ -249,12 +262,15 @@ def distill(
     Raises UserError, before the first step, for a teacher that has no labels or others than the student.
     """
     settings = settings or Settings()
-    if student is None:
+    steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
+    if student is None and steps_done(steps[0]):  # which holds what is trained already: any student of its shape will do
+        quick = settings.replace(start="general" if settings.start == "states" else settings.start)
+        student, projections = first_student(teacher, quick)
+    elif student is None:
         student, projections = first_student(teacher, settings, examples)
     if settings.epochs_prediction or student.config.head == "regression":
         check_labels(teacher, student)
     student.to(next(teacher.parameters()).device)
-    steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
     projections, intermediate = distill_intermediate(teacher, student, examples, settings, steps[0], after_epoch, projections)
     prediction = distill_prediction(teacher, student, examples, settings, steps[1], after_epoch, after_step)
     return Result(student, projections, intermediate, prediction)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tinylib import foreign, models
 from tinylib.attention import attention_scores
 from tinylib.bert import Bert, BertConfig, BertOutput, check_layers, copy_tokenizer, read_config, tokenizer_in
+from tinylib.config import CLASSIFIER, check_own_head
 from tinylib.errors import UserError
 
 
@@ -71,7 +72,6 @@ TANH_HEADS = {
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 MOST_POSITIONS = 512  # of a model whose config names no limit
-CLASSIFIER = "ForSequenceClassification"
 
 
 class Encoder(nn.Module):
@@ -233,17 +233,20 @@ class Encoder(nn.Module):
     ) -> "Encoder":
         """Load a folder or a hub name in float32, with the checkpoint's classifier if it has one.
 
-        ``labels`` asks for a classifier with these classes: what the checkpoint has of it is kept where the shape fits, the rest
-        starts from ``generator``. Raises UserError for a model that is no encoder and for files that are missing or damaged.
+        ``labels`` asks for a classifier with these classes, none of them (an empty tuple) for the encoder alone: what the
+        checkpoint has of a classifier is kept where the shape fits, the rest starts from ``generator``. Raises UserError for a
+        model that is no encoder, for files that are missing or damaged, and where a stored classifier gives several labels.
         """
         folder = models.resolve(source)
         told = foreign.read_config(folder)
+        if labels is None:
+            check_own_head(told.to_dict(), str(folder / "config.json"))
         names = tuple(labels or ())
         if labels is None and (told.architectures or [""])[0].endswith(CLASSIFIER):
             names = tuple(str(told.id2label[i]) for i in sorted(told.id2label))
         # of an architecture whose scores cannot be had: only eager attention gives its weights
         eager = not _has_scores(told)
-        model = foreign.read_model(folder, told, names, labels is not None, eager, generator)
+        model = foreign.read_model(folder, told, names, bool(labels), eager, generator)
         try:
             encoder = cls(model, names)
         except UserError as error:
@@ -276,12 +279,14 @@ Teacher = Bert | Encoder
 def load(
     source: str | Path, labels: tuple[str, ...] | None = None, generator: torch.Generator | None = None
 ) -> Bert | Encoder:
-    """Load a model of any encoder architecture, with its own head or a classifier of ``labels``.
+    """Load a model of any encoder architecture, with its own head, a classifier of ``labels``, or (an empty tuple) no head.
 
     The one place that decides which class reads a folder. Raises UserError as ``from_pretrained`` of the two classes.
     """
     folder = models.resolve(source)
     own = read_config(folder).get("model_type", "bert") == "bert"
+    if own and labels == ():
+        return Bert.from_pretrained(folder, head=None)
     return (Bert if own else Encoder).from_pretrained(folder, labels=labels, generator=generator)
 
 

@@ -262,7 +262,7 @@ def from_columns(
     missing = [name for name in ("text", "label")[: 1 + labelled] if name not in columns]
     if missing:
         shown = ", ".join(repr(name) for name in found[:8]) or "none"
-        unsplit = len(found) == 1 and re.search("[;\t|]", found[0])
+        unsplit = len(found) == 1 and re.search("[,;\t|]", found[0])
         sign = "tabs" if source.lower().endswith(".tsv") else "commas"
         hint = f"separate the columns by {sign}" if unsplit else "rename or add it"
         raise UserError(f"{source} has no column {' and no column '.join(missing)}, only {shown}: {hint}")
@@ -303,8 +303,8 @@ def checked(rows: Rows) -> Rows:
     """Refuse empty or non-text cells, missing labels, and fractions among names; return the rows with plain labels.
 
     Those are all names, or all numbers: whole ones as int, others as float. Whether these are classes or scores is for
-    ``settled`` to say, which sees all splits. Raises UserError, with the row, for what it refuses: also a label that
-    is neither a finite number nor a name.
+    ``settled`` to say, which sees all splits, as ``checked_splits`` does. Raises UserError, with the row, for what it refuses:
+    also a label that is neither a finite number nor a name.
     """
     checked_texts(rows)
     labels = [_plain_label(label, rows.at(i)) for i, label in enumerate(rows.labels)]
@@ -315,9 +315,29 @@ def checked(rows: Rows) -> Rows:
         if isinstance(label, float):
             why = f"label {rows.labels[i]} is a fraction, no class, and {rows.unit} {rows.numbers[named]} has {labels[named]!r}"
             raise UserError(f"{rows.at(i)}: {why}: use whole numbers or names for classes, numbers alone for scores")
-    # a name such as 12e4 or 007 is no number beside 12f4; 1.0 is 1, which some program wrote as a fraction
-    both = [(raw.strip() if isinstance(raw, str) else str(raw), label) for raw, label in zip(rows.labels, labels, strict=True)]
-    return replace(rows, labels=[str(label) if re.fullmatch(r"-?\d+\.0*", raw) else raw for raw, label in both])
+    return replace(rows, labels=_as_written(rows.labels, labels))
+
+
+def _as_written(raw: list, labels: list) -> list[str]:
+    """Return labels as names: 12e4 or 007 is no number beside 12f4; 1.0 is 1, which some program wrote as a fraction."""
+    told = (text.strip() if isinstance(text, str) else str(text) for text in raw)
+    return [str(label) if re.fullmatch(r"-?\d+\.0*", text) else text for text, label in zip(told, labels, strict=True)]
+
+
+def checked_splits(parts: dict[str, Rows]) -> dict[str, Rows]:
+    """Return each split ``checked``; where one has names for labels, and none fractions, all numbers are names (007 stays 007)."""
+    plain = {name: checked(rows) for name, rows in parts.items()}
+    kinds = {type(label) for rows in plain.values() for label in rows.labels}
+    if str not in kinds or float in kinds:
+        return plain
+
+    def numbered(rows: Rows) -> bool:  # not by names of its own, and not -1 everywhere, which hides the label
+        return rows.names is None and all(isinstance(label, int) for label in rows.labels) and set(rows.labels) != {-1}
+
+    return {
+        name: replace(rows, labels=_as_written(parts[name].labels, rows.labels)) if numbered(rows) else rows
+        for name, rows in plain.items()
+    }
 
 
 def settled(parts: dict[str, Rows]) -> dict[str, Rows]:

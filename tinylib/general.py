@@ -16,6 +16,7 @@ from torch import Tensor
 from tinylib import cards, measure, models, onednn
 from tinylib import corpus as corpora
 from tinylib.bert import Bert, BertConfig
+from tinylib.checkpoint import steps_done
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
 from tinylib.layers import (
@@ -109,7 +110,10 @@ def distill_general(
     weights = fitting(teacher, settings.weights, say=True)
     if not (weights.embedding or weights.hidden or weights.attention):
         raise UserError("the weights are all 0, so general distillation teaches nothing; give at least one")
-    basis = first_basis(teacher, settings, corpus)
+    if steps_done(checkpoint):  # which holds the trained ones: the basis, half a minute's work, is not needed again
+        settings, basis = settings.replace(start="general" if settings.start == "states" else settings.start), None
+    else:
+        basis = first_basis(teacher, settings, corpus)
     student = student or first_student(teacher, settings, basis)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
@@ -262,9 +266,12 @@ def shipped_for(teacher: Teacher, student: BertConfig) -> Path | None:
     return folder if fits else None
 
 
-def fingerprint(shape: str) -> str | None:
-    """Return the sha256 of the shipped general student of this shape, or None where there is none."""
-    return models.sha256_of(models.shipped_folder() / SHIPPED[shape] / "model.safetensors") if shape in SHIPPED else None
+def fingerprint(shape: str, teacher: str) -> str | None:
+    """Return the sha256 of the shipped general student of this shape and pretrained teacher, or None where there is none."""
+    if shape not in SHIPPED:
+        return None
+    folder = models.shipped_folder() / SHIPPED[shape]
+    return models.sha256_of(folder / "model.safetensors") if card(folder)["made_from"] == teacher else None
 
 
 def _sizes(config: BertConfig) -> dict[str, int]:

@@ -573,8 +573,10 @@ def first_projections(
 ) -> Projections:
     """Return projections to begin with: the transposed basis that the student was cut in, or random ones.
 
-    basis: that of ``student.states_basis``, where the student starts so.
+    basis: that of ``student.states_basis``, where the student starts so. Raises UserError for "states" without it.
     """
+    if start == "states" and basis is None:
+        raise UserError("start='states' needs the states_basis that the student was cut in; hand it over")
     start = automatic_start(teacher, student.hidden_size) if start == "general" else start
     if basis is None and start != "random":
         basis = start_basis(teacher, student.hidden_size)

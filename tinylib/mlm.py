@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -157,10 +158,11 @@ def card_text(card: dict) -> str:
     )
     s = card["settings"]
     base = cards.plain(card["base"])
-    load = f'shipped("{base}")' if card["base"] in SHIPPED else 'load("THIS FOLDER")'
+    ours = card["base"] in SHIPPED and "corpus_from" not in card  # as the shipped heads were made
+    load = f'shipped("{base}")' if ours else 'load("THIS FOLDER")'
     given = {"base": None if card["base"] == BASE else card["base"], "corpus": card.get("corpus_from"), "steps": s["steps"]}
     licence = "Licence: that of the base and of the corpus."
-    if card["base"] in SHIPPED:
+    if ours:
         start = f"Licence: Apache-2.0, as {models.SHIPPED[card['base']].hub}, from which it starts."
         licence = f"{start} Of the corpus, `snli` is CC BY-SA 4.0."
     command = cards.command("mlm", given | {"seed": s["seed"], "precision": card["precision"], "out": "FOLDER"})
@@ -259,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     set_precision(args.precision)
     settings = Settings(steps=args.steps, seed=args.seed)
-    new = not args.out.exists()
+    new = not os.path.exists(args.out)  # without an error for a name that no file can have
     try:
         models.make_folder(args.out)  # before the training, not after
         tokenizer, corpus = load_tokenizer(args.base), corpora.load(args.corpus, args.base)

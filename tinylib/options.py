@@ -21,8 +21,8 @@ def number(kind: type[N], accept: Callable[[N], bool], wanted: str) -> Callable[
     return parse
 
 
-count = number(int, lambda n: 1 <= n < LARGEST, "a whole number of at least 1")
-count_from_0 = number(int, lambda n: 0 <= n < LARGEST, "a whole number of at least 0")
+count = number(int, lambda n: 1 <= n < LARGEST, f"a whole number from 1 to {LARGEST - 1}")
+count_from_0 = number(int, lambda n: 0 <= n < LARGEST, f"a whole number from 0 to {LARGEST - 1}")
 seed = number(int, lambda n: 0 <= n < LARGEST, f"a whole number from 0 to {LARGEST - 1}")
 rate = number(float, lambda x: 0 < x < float("inf"), "a number greater than 0")
 amount = number(float, lambda x: 0 <= x < float("inf"), "a number of at least 0")

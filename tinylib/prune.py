@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tinylib.bert import Bert
-from tinylib.distill import Settings
+from tinylib.distill import Settings, check_labels
 from tinylib.encoders import Teacher
 from tinylib.errors import UserError
 from tinylib.layers import teacher_logits
@@ -300,8 +300,11 @@ def prune_by(
     ``sparsity`` is the share of weights, heads, neurons or layers to remove (of layers, those below the last; of heads and
     neurons, those of smallest ``taylor_importance``). All but magnitude return a smaller model. With a
     ``teacher`` the recovery learns from its soft targets, else from the labels. ``training``: as in
-    ``recover``. Raises UserError for another ``method``, and for a ``sparsity`` that is below 0 or would leave nothing.
+    ``recover``. Raises UserError for another ``method``, for a ``sparsity`` that is below 0 or would leave nothing, and for a
+    teacher of other labels or of another order of them.
     """
+    if teacher:
+        check_labels(teacher, model)
     loss_fn = teacher_loss(teacher, examples, temperature) if teacher else label_loss(model.config)
     if method == "magnitude":
         return prune_and_recover(model, examples, sparsity, loss_fn, make=whole_masks, **training).model

@@ -143,6 +143,7 @@ def new_student(
         if next(teacher.parameters()).dtype.itemsize < 4:  # there are no decompositions in half precision
             teacher = copy.deepcopy(teacher).float()
         basis = start_basis(teacher, config.hidden_size) if basis is None else basis
+        basis = basis.to(next(teacher.parameters()).dtype)
         tables, norm = _tables(teacher)
         for name, table in tables.items():
             getattr(student.embeddings, name).weight[: len(table)].copy_(table @ basis)

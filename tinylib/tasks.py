@@ -35,7 +35,8 @@ def standard_units(model: nn.Module, encoded: Encoded, targets: Tensor, texts: i
     """Yield the targets of a training of these texts, scores less their mean and over their spread; classes as they are.
 
     Inside, a regression's head gives its scores in those units, the mean of its guesses (over the first ``texts``) moved to
-    that of the targets; at the end it is put back into the scores' own. Adam moves a weight by about the learning rate a
+    that of the targets and their spread, where it is larger, made that of the targets; at the end it is put back into the
+    scores' own. Adam moves a weight by about the learning rate a
     step, whatever the loss's size, so at the small rates of fine-tuning a head that begins at 0 would take the whole run to
     reach scores around 50, and never their spread. The loss is the mean squared error over the squared spread.
     targets: (N,) labels or (N, K) logits of a teacher, in the order of ``encoded``.
@@ -45,14 +46,18 @@ def standard_units(model: nn.Module, encoded: Encoded, targets: Tensor, texts: i
         return
     exact = targets.double()
     mean, spread = float(exact.mean()), float(exact.std()) if len(exact) > 1 else 0.0
-    if spread < 1e-6 * max(1.0, abs(mean)):  # a teacher that gives one score for all, but for roundings
+    if spread <= 1e-7 * abs(mean):  # one score for all, but for roundings
         spread = 1.0
     some = range(min(texts, len(encoded)))
-    off = float(targets.flatten()[: len(some)].mean() - predict(model, encoded.select(some)).mean())
+    guesses = predict(model, encoded.select(some)).double()
+    # a new head knows no unit: where scores differ by little, its guesses would lie apart by many of their spreads
+    wide = float(guesses.std()) if len(some) > 1 else 0.0
+    smaller = min(1.0, spread / wide) if wide else 1.0
+    begin = float(targets.flatten()[: len(some)].mean())
     head = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
     with torch.no_grad():
-        head.weight /= spread
-        head.bias.copy_((head.bias + off - mean) / spread)
+        head.weight *= smaller / spread
+        head.bias.copy_((smaller * (head.bias - float(guesses.mean())) + begin - mean) / spread)
     try:
         yield (targets - mean) / spread
     finally:

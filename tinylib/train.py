@@ -359,7 +359,7 @@ def _split(batch: Batch, parts: int) -> list[Batch]:
 def in_parts(batch: Batch, compute: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
     """Give the batch with what ``compute`` makes of it; where the memory is too small for that, its halves with theirs, and so on.
 
-    For what is computed text by text, without gradients. A single text that does not fit raises its error.
+    For what is computed text by text. A single text that does not fit raises its error.
     """
     waiting = [batch]
     while waiting:

@@ -188,8 +188,12 @@ def attention_pair_explorer(
             parts.append(_label(f"{name}, head {head}", across + width // 2, 10, 13, "middle"))
             across, down = across + width + 24, height + 20
         alt = f"Attention of head {head}: student layer {layer} beside teacher layer {n}; a share of {apart:.2f} looks elsewhere."
+        learns = f"the student's layer {layer} learns from the teacher's layer {n}"
+        if len(weights[0][layer]) != len(weights[1][n]):
+            counts = f"{len(weights[0][layer])} heads and {len(weights[1][n])}"
+            learns = f"{learns}, which have {counts}: it is means of groups of heads that are compared in training"
         caption = (
-            f"Head {head}: the student's layer {layer} learns from the teacher's layer {n}. On average a row of the student would "
+            f"Head {head}: {learns}. On average a row of the student would "
             f"have to move {apart:.0%} of its weight to look where the teacher looks."
         )
         return caption, _svg(across, down, alt, parts)
