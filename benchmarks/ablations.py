@@ -3,17 +3,19 @@
 Writes data/results/ablations.json after each run; a run that the file already holds (same settings, data and models) is not
 repeated, so the whole, hours on two cores, may be stopped at any time, and two calls with different --seeds may run side by
 side. Lessons 08 and 09 draw the file. Every run takes as many steps as the full recipe's: one on fewer texts gets more epochs.
-Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --precision.
+Options: --data questions movie_reviews, --seeds 0 1 2, --only NAME …, --precision, and --general DIR: then one row is made, the
+full recipe from the student that ``tinylib general`` made there.
 """
 
 import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from runs import FOLDER, LAYERS, Results, measured, options, sweep, taught
+from runs import FOLDER, LAYERS, Results, measured, options, stage1_of, sweep, taught
 
-from tinylib import course, distill, train
+from tinylib import course, distill, general, train
 from tinylib import prune as pruning
 from tinylib.bert import Bert
 from tinylib.distill import LayerMap, Settings
@@ -53,6 +55,18 @@ def distilled(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
     student = matched(teacher, examples, settings)
     distill.distill_prediction(teacher, student, examples, settings)
     return student
+
+
+def from_general(folder: Path) -> Callable[[Bert, Examples, Settings], Bert]:
+    """Return the training that runs both steps from the general student of a folder."""
+
+    def both_steps(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
+        student, projections = general.load(folder, teacher)
+        distill.distill_intermediate(teacher, student, examples, settings, projections=projections)
+        distill.distill_prediction(teacher, student, examples, settings)
+        return student
+
+    return both_steps
 
 
 def pruned_meanwhile(teacher: Bert, examples: Examples, settings: Settings) -> Bert:
@@ -137,6 +151,8 @@ def measure(data: str, args) -> None:
     prepared, teacher, reference = taught(data)
     results = Results(FILE, data, course.recipe(prepared, FULL) | {"precision": args.precision})
     rows, texts = variants(FULL), texts_of(prepared)
+    if args.general:
+        rows = {f"full, stage 1 of {stage1_of(args.general)}": Variant({}, from_general(args.general))}
 
     def make(name: str, seed: int) -> dict:
         return measured(run(name, rows[name], seed, teacher, texts), teacher, prepared, seed)
@@ -148,6 +164,7 @@ def main() -> None:
     """Run what is missing, seed by seed, and save after each run."""
     parser = options(__doc__, variants(FULL), seeds=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
+    parser.add_argument("--general", type=Path, metavar="DIR")
     args = parser.parse_args()
     for data in args.data:
         measure(data, args)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 
-from tinylib import course, datasets, train
+from tinylib import course, datasets, general, train
 from tinylib.bert import Bert
 from tinylib.metrics import accuracy
 
@@ -26,6 +26,14 @@ def options(about: str, names: Iterable[str], seeds: list[int]) -> argparse.Argu
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names)
     parser.add_argument("--precision", choices=train.PRECISIONS, default="bfloat16")
     return parser
+
+
+def stage1_of(folder: Path) -> str:
+    """Return how a general student came to be, for the name of its row: "3600 steps, cut along the states"."""
+    told = general.card(folder)["settings"]
+    starts = {"teacher": "cut from the teacher", "states": "cut along the states"}
+    shape = "" if told["student"] == "4x312" else f"{told['student']}, "
+    return f"{shape}{told['steps']} steps, {starts.get(told['start'], told['start'])}"
 
 
 def taught(data: str) -> tuple[course.Prepared, Bert, dict]:

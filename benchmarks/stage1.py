@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from runs import FOLDER, LAYERS, Results, measured, options, sweep, taught
+from runs import FOLDER, LAYERS, Results, measured, options, stage1_of, sweep, taught
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,14 +77,6 @@ def variants() -> dict[str, Variant]:
         "6x240, no stage 1, cut along the states": Variant({"student": "6x240"}, start="states"),
         "no stage 1, random start": Variant(start="random"),
     }
-
-
-def row_name(folder: Path) -> str:
-    """Return the row's name of a general student that has had its stage 1."""
-    told = general.card(folder)["settings"]
-    starts = {"teacher": "cut from the teacher", "states": "cut along the states"}
-    shape = "" if told["student"] == "4x312" else f"{told['student']}, "
-    return f"{shape}{told['steps']} steps, {starts.get(told['start'], told['start'])}"
 
 
 def operations(teacher: Bert, settings: general.Settings) -> int:
@@ -178,7 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    names = {row_name(args.general): Variant(folder=args.general)} if args.general else variants()
+    names = {stage1_of(args.general): Variant(folder=args.general)} if args.general else variants()
     prepared, teacher, reference = taught(DATA)
     default = general.Settings(steps=args.steps, measure_every=10 * args.steps)  # at the end alone
     corpus = corpora.load(CORPUS, BASE, default.max_length)
