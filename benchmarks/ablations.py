@@ -102,6 +102,7 @@ def variants(full: Settings) -> dict[str, Variant]:
         "without prediction loss": Variant({}, labels_after_matching, "without prediction loss"),
         "without stage 1, cut from the teacher": Variant({"start": "teacher"}, distilled),
         "without stage 1, cut along the states": Variant({"start": "states"}, distilled),
+        "without stage 1, cut and fitted": Variant({"start": "fitted"}, distilled),
         "without stage 1, random start": Variant({"start": "random"}, distilled, "without stage 1"),
         "without the intermediate step": Variant(only_prediction, distilled),
         "without augmentation": Variant({"augment": 0}, distilled, "without augmentation"),

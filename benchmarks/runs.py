@@ -31,7 +31,7 @@ def options(about: str, names: Iterable[str], seeds: list[int]) -> argparse.Argu
 def stage1_of(folder: Path) -> str:
     """Return how a general student came to be, for the name of its row: "3600 steps, cut along the states"."""
     told = general.card(folder)["settings"]
-    starts = {"teacher": "cut from the teacher", "states": "cut along the states"}
+    starts = {"teacher": "cut from the teacher", "states": "cut along the states", "fitted": "cut and fitted"}
     shape = "" if told["student"] == "4x312" else f"{told['student']}, "
     return f"{shape}{told['steps']} steps, {starts.get(told['start'], told['start'])}"
 

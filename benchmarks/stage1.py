@@ -61,6 +61,7 @@ def variants() -> dict[str, Variant]:
         "default": Variant(),  # 4x312 cut from the teacher, uniform map, scores
         "random start": Variant({"start": "random"}),
         "cut along the states": Variant({"start": "states"}),
+        "cut and fitted": Variant({"start": "fitted"}),
         "SVD embeddings, random layers": Variant({"start": "embeddings"}),
         "top map": Variant({"layer_map": tuple(LayerMap.top(*LAYERS))}),
         "bottom map": Variant({"layer_map": tuple(LayerMap.bottom(*LAYERS))}),
@@ -74,7 +75,9 @@ def variants() -> dict[str, Variant]:
         "the shipped student": Variant(folder=models.shipped_folder() / general.SHIPPED["4x312"]),
         "no stage 1, cut from the teacher": Variant(start="teacher"),
         "no stage 1, cut along the states": Variant(start="states"),
+        "no stage 1, cut and fitted": Variant(start="fitted"),
         "6x240, no stage 1, cut along the states": Variant({"student": "6x240"}, start="states"),
+        "6x240, no stage 1, cut and fitted": Variant({"student": "6x240"}, start="fitted"),
         "no stage 1, random start": Variant(start="random"),
     }
 
@@ -129,9 +132,8 @@ def first_stage(
         told = general.card(variant.folder)
         row = {"steps": told["settings"]["steps"], "seconds": told["seconds"], "losses": rounded(told["validation"][-1])}
         return student, projections, row | {"parameters": measure.parameters(student)}
-    student = general.first_student(
-        given.pretrained, settings, general.first_basis(given.pretrained, settings, given.corpus)
-    )
+    seen = general.first_texts(settings, given.corpus)
+    student = general.first_student(given.pretrained, settings, general.first_basis(given.pretrained, settings, seen), seen)
     rows = rows_of(given, variant.common) if variant.common else torch.arange(student.config.vocab_size)
     read_as(student, rows)
     result = general.distill_general(given.pretrained, given.corpus, settings, student)

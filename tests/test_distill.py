@@ -28,7 +28,7 @@ from tinylib.bert import Bert, BertConfig
 from tinylib.distill import LayerMap, attention_loss, embedding_loss, hidden_loss
 from tinylib.errors import UserError
 from tinylib.losses import soft_target_loss, value_relation_loss
-from tinylib.student import STARTS, cut_head, explained, new_student, states_basis, svd_basis
+from tinylib.student import SEEN, STARTS, cut_head, explained, new_student, states_basis, svd_basis
 from tinylib.text import Encoded
 from tinylib.train import Examples, loader
 
@@ -261,8 +261,9 @@ def test_a_basis_wider_than_the_table_is_refused():
 
 
 def small_student(teacher, start="embeddings", seed=0, **changes):
-    basis = states_basis(teacher, examples(20).encoded, (0, 2, 3), 16) if start == "states" else None
-    return new_student(teacher, STUDENT.replace(**changes), (2, 3), start, generator(seed), basis)
+    texts = examples(80).encoded if start in SEEN else None
+    basis = texts and states_basis(teacher, texts, (0, 2, 3), 16)
+    return new_student(teacher, STUDENT.replace(**changes), (2, 3), start, generator(seed), basis, texts)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -314,18 +315,18 @@ def test_a_start_at_the_states_keeps_more_of_them_than_one_at_the_word_table():
 
 
 def test_without_a_general_student_the_texts_decide_where_it_starts():
-    teacher, data = Bert(TEACHER, generator()).eval(), examples(40)
-    general, states, cut = (
+    teacher, data = Bert(TEACHER, generator()).eval(), examples(80)
+    general, fit, cut = (
         [*distill.first_student(teacher, distill.Settings(student="2x16", start=start), given)[0].parameters()]
-        for start, given in (("general", data), ("states", data), ("general", None))
+        for start, given in (("general", data), ("fitted", data), ("general", None))
     )
-    assert all(torch.equal(a, b) for a, b in zip(general, states, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(general, fit, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(general, cut, strict=True))
 
 
 def test_a_run_that_goes_on_takes_no_basis_again(tmp_path, monkeypatch):
     teacher, data = Bert(TEACHER, generator()).eval(), examples(24)
-    for start in ("general", "states"):  # no general student is shipped for this teacher
+    for start in ("general", "states", "fitted"):  # no general student is shipped for this teacher
         settings = distill.Settings(student="2x16", start=start, epochs_intermediate=2, epochs_prediction=1, batch_size=8)
         first = distill.distill(teacher, data, settings, folder=tmp_path / start)
         with monkeypatch.context() as patch:

@@ -372,7 +372,7 @@ def test_the_command_writes_student_projections_card_and_report(place, tmp_path,
     assert report["steps"] == card["settings"]["steps"] == 3
     assert report["validation"] == card["validation"][-1]
     assert card["settings"]["layer_map"] == [1, 2]
-    assert card["settings"]["start"] == "states"
+    assert card["settings"]["start"] == "fitted"
     assert (card["settings"]["lr"], card["settings"]["seed"], card["settings"]["max_length"]) == (1e-3, 2, 16)
     general.load(tmp_path / "out", task_teacher(place))
 
@@ -399,10 +399,12 @@ def test_a_general_student_starts_at_the_states_that_the_corpus_shows(place):
     teacher = Bert.from_pretrained(place / "base")
     parts = corpus.load(place / "text.txt", place / "base", 16)
     settings = SETTINGS.replace(student="2x16", start="states", steps=1, lr=1e-12)
-    basis = general.first_basis(teacher, settings, parts)
+    texts = general.first_texts(settings, parts)
+    basis = general.first_basis(teacher, settings, texts)
     some = parts["train"].spread(FEW)
     assert torch.equal(basis, states_basis(teacher, some.encoded(range(len(some))), (0, 1, 2), 16))
     result = general.distill_general(teacher, parts, settings)
     for maps in result.projections.maps:
         torch.testing.assert_close(maps.weight.detach(), basis, atol=1e-6, rtol=0)
-    assert general.first_basis(teacher, settings.replace(start="teacher"), parts) is None
+    assert general.first_texts(settings.replace(start="teacher"), parts) is None
+    assert general.first_basis(teacher, settings, None) is None

@@ -17,8 +17,8 @@ MODULES = (
     "typecheck", "errors", "options", "proofs", "stored", "processes", "sharing", "interrupt", "history", "models", "paging",
     "cards",
     "attention", "config", "bert", "text", "foreign", "encoders", "measure", "files", "datasets", "metrics", "checkpoint", "onednn",
-    "rows", "train", "tasks", "augment", "losses", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill", "masks",
-    "structure", "prune", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
+    "rows", "train", "tasks", "augment", "losses", "fitted", "student", "rowwise", "layers", "corpus", "mlm", "general", "distill",
+    "masks", "structure", "prune", "ledger", "plots", "course", "owndata", "logs", "export", "quantize", "job", "widgets",
     "checks", "doctor", "output", "reports", "commands", "cli",
 )  # fmt: skip
 

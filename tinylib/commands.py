@@ -38,7 +38,7 @@ from tinylib import prune as pruning
 from tinylib.bert import Bert, BertConfig, read_config
 from tinylib.errors import UserError, UserNote
 from tinylib.layers import student_config, weights_hash
-from tinylib.student import automatic_start
+from tinylib.student import SEEN, automatic_start
 from tinylib.text import load_tokenizer, same_vocabulary
 
 
@@ -85,9 +85,9 @@ def general(args) -> int:
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
     if not args.start:
         start = automatic_start(teacher, student_config(teacher, args.student).hidden_size)
-        settings = settings.replace(start="states" if start == "teacher" else start)
-    states = settings.start == "states"  # the corpus gives its basis; what else is wrong with it is seen before that is packed
-    student = stage1.first_student(teacher, settings.replace(start="teacher") if states else settings)
+        settings = settings.replace(start="fitted" if start == "teacher" else start)
+    seen = settings.start in SEEN  # it looks at the corpus; what else is wrong with it is seen before that is packed
+    student = stage1.first_student(teacher, settings.replace(start="teacher") if seen else settings)
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after
         raise UserError(f"{args.teacher} takes {positions} tokens; give --max-length {positions} or less")
     corpus = corpora.load(args.corpus, args.teacher, args.max_length)
@@ -95,7 +95,7 @@ def general(args) -> int:
     with output.output(args.out, reads, run, args.resume) as work:
         checkpoint = work / output.CHECKPOINTS / "general.safetensors"
         result = stage1.distill_general(
-            teacher, corpus, settings, None if states else student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
+            teacher, corpus, settings, None if seen else student, checkpoint=checkpoint, checkpoint_every=args.checkpoint_every
         )
         machine = f"{course.describe()}, {train.precision()} precision"
         command = cards.command("general", reports.settings(args) | {"out": args.out.name})

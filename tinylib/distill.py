@@ -47,7 +47,7 @@ from tinylib.losses import (
     soft_target_loss,
 )
 from tinylib.paging import aside
-from tinylib.student import automatic_start, new_student, states_basis
+from tinylib.student import SEEN, automatic_start, new_student, states_basis
 from tinylib.tasks import standard_units
 from tinylib.train import Batch, Examples, History, fit, loader
 
@@ -78,7 +78,7 @@ class Settings:
     """How a student is distilled; the defaults are those of the laptop tier."""
 
     student: str = "4x312"
-    start: str = "general"  # the shipped general student where one fits this teacher, else "states" where its layers can be cut
+    start: str = "general"  # the shipped general student where one fits this teacher, else "fitted" where its layers can be cut
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     augment: int = 0  # copies of each training text (course.augmented)
     weights: Weights = Weights()
@@ -128,7 +128,7 @@ def distill_intermediate(
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     if projections is None:
         start, basis = settings.start, None
-        if start == "states":  # of a run that goes on its checkpoint holds them
+        if start in SEEN:  # of a run that goes on its checkpoint holds them
             start, basis = ("general", None) if steps_done(checkpoint) else _begin(teacher, student.config, settings, examples)
         projections = first_projections(teacher, student.config, start, settings.seed, basis)
     weights = fitting(teacher, settings.weights, say=True)
@@ -219,7 +219,7 @@ def first_student(
 ) -> tuple[Bert, Projections]:
     """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones.
 
-    examples: the texts that a start at "states" takes its basis from (``student.states_basis``); with them it is also what
+    examples: the texts that a start at "states" or "fitted" looks at (``student.new_student``); with them "fitted" is also what
     "general" falls back on where no general student is shipped for this teacher. Raises UserError as ``student.new_student``.
     """
     config = student_config(teacher, settings.student)
@@ -230,20 +230,21 @@ def first_student(
     if start == "random" and settings.start == "general":
         why = f"a student of width {config.hidden_size} is wider than its teacher ({teacher.config.hidden_size})"
         warnings.warn(f"{why}, so it starts from random weights", UserNote, stacklevel=2)
-    student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed), basis)
+    texts = None if examples is None else examples.encoded
+    student = new_student(teacher, config, layer_map, start, torch.Generator().manual_seed(settings.seed), basis, texts)
     return student, first_projections(teacher, config, start, settings.seed, basis)
 
 
 def _begin(
     teacher: Teacher, student: BertConfig, settings: Settings, examples: Examples | None
 ) -> tuple[str, Float[Tensor, "Ct Cs"] | None]:
-    """Return the start that the settings come to without a general student's help, and the basis of one at "states"."""
+    """Return the start that the settings come to without a general student's help, and the basis of one that texts are seen for."""
     start = settings.start
     if start == "general":
         start = automatic_start(teacher, student.hidden_size)
         if start == "teacher" and examples is not None and not general.shipped_for(teacher, student):
-            start = "states"
-    if start != "states" or examples is None:
+            start = "fitted"
+    if start not in SEEN or examples is None:
         return start, None
     layer_map = choose_map(teacher.config, student, settings.layer_map)
     return start, states_basis(teacher, examples.encoded, (0, *layer_map), student.hidden_size)
@@ -264,7 +265,7 @@ def distill(
     settings = settings or Settings()
     steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
     if student is None and steps_done(steps[0]):  # which holds what is trained already: any student of its shape will do
-        quick = settings.replace(start="general" if settings.start == "states" else settings.start)
+        quick = settings.replace(start="general" if settings.start in SEEN else settings.start)
         student, projections = first_student(teacher, quick)
     elif student is None:
         student, projections = first_student(teacher, settings, examples)

@@ -32,8 +32,8 @@ from tinylib.layers import (
     student_config,
 )
 from tinylib.stored import first_line, read_json, read_tensors
-from tinylib.student import FEW, automatic_start, cut_head, new_student, states_basis
-from tinylib.text import same_vocabulary
+from tinylib.student import FEW, SEEN, automatic_start, cut_head, new_student, states_basis
+from tinylib.text import Encoded, same_vocabulary
 from tinylib.train import History, fit, loader
 
 SHIPPED = {"4x312": "general-4x312"}  # shape -> folder of data/models
@@ -45,7 +45,7 @@ class Settings:
     """How a student is distilled in general; the defaults made the shipped one."""
 
     student: str = "4x312"
-    start: str = "teacher"  # see student.new_student; "general": student.automatic_start; "states": of the corpus
+    start: str = "teacher"  # see student.new_student; "general": student.automatic_start; "states", "fitted": of the corpus
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     weights: Weights = Weights()
     steps: int = 3600
@@ -71,25 +71,35 @@ class Result:
     history: History
 
 
-def first_student(teacher: Teacher, settings: Settings, basis: Float[Tensor, "C Cs"] | None = None) -> Bert:
+def first_student(
+    teacher: Teacher, settings: Settings, basis: Float[Tensor, "C Cs"] | None = None, texts: Encoded | None = None
+) -> Bert:
     """Return the student that the settings ask for, untrained; raise UserError for one that this teacher cannot have.
 
-    basis: ``first_basis``, without which none starts at "states".
+    texts, basis: ``first_texts`` and ``first_basis``, without which none starts at "states" or "fitted".
     """
     shape = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, shape, settings.layer_map)
     shape = shape.replace(hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout)
     start = automatic_start(teacher, shape.hidden_size) if settings.start == "general" else settings.start
-    return new_student(teacher, shape, layer_map, start, torch.Generator().manual_seed(settings.seed), basis)
+    return new_student(teacher, shape, layer_map, start, torch.Generator().manual_seed(settings.seed), basis, texts)
 
 
-def first_basis(teacher: Teacher, settings: Settings, corpus: dict[str, corpora.Corpus]) -> Float[Tensor, "C Cs"] | None:
-    """Return the basis of a start at "states", from sequences spread over the corpus (``student.states_basis``); else None."""
-    if settings.start != "states":
+def first_texts(settings: Settings, corpus: dict[str, corpora.Corpus]) -> Encoded | None:
+    """Return the sequences, spread over the corpus, that a start at "states" or "fitted" looks at; None for the other starts."""
+    if settings.start not in SEEN:
         return None
-    shape, some = student_config(teacher, settings.student), corpus["train"].spread(FEW)
+    some = corpus["train"].spread(FEW)
+    return some.encoded(range(len(some)))
+
+
+def first_basis(teacher: Teacher, settings: Settings, texts: Encoded | None) -> Float[Tensor, "C Cs"] | None:
+    """Return the basis of a start that looks at texts (``student.states_basis``); None without them."""
+    if texts is None:
+        return None
+    shape = student_config(teacher, settings.student)
     layer_map = choose_map(teacher.config, shape, settings.layer_map)
-    return states_basis(teacher, some.encoded(range(len(some))), (0, *layer_map), shape.hidden_size)
+    return states_basis(teacher, texts, (0, *layer_map), shape.hidden_size)
 
 
 def distill_general(
@@ -111,10 +121,10 @@ def distill_general(
     if not (weights.embedding or weights.hidden or weights.attention):
         raise UserError("the weights are all 0, so general distillation teaches nothing; give at least one")
     if steps_done(checkpoint):  # which holds the trained ones: the basis, half a minute's work, is not needed again
-        settings, basis = settings.replace(start="general" if settings.start == "states" else settings.start), None
-    else:
-        basis = first_basis(teacher, settings, corpus)
-    student = student or first_student(teacher, settings, basis)
+        settings = settings.replace(start="general" if settings.start in SEEN else settings.start)
+    texts = first_texts(settings, corpus)
+    basis = first_basis(teacher, settings, texts)
+    student = student or first_student(teacher, settings, basis, texts)
     layer_map = choose_map(teacher.config, student.config, settings.layer_map)
     student.to(next(teacher.parameters()).device)
     pair = Distiller(student, first_projections(teacher, student.config, settings.start, settings.seed, basis))

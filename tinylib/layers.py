@@ -36,7 +36,7 @@ from tinylib.losses import ATTENTION, MEANS_OVER_PAIRS, embedding_loss, group_he
 from tinylib.paging import RELEASE_EVERY, forget_pages, release_freed_memory
 from tinylib.rowwise import Format, format_of
 from tinylib.stored import read_json, read_tensors
-from tinylib.student import automatic_start, start_basis
+from tinylib.student import SEEN, automatic_start, start_basis
 from tinylib.text import Encoded, LengthBuckets
 from tinylib.train import Batch, Batchable, Counts, Examples, LossFn
 
@@ -573,10 +573,10 @@ def first_projections(
 ) -> Projections:
     """Return projections to begin with: the transposed basis that the student was cut in, or random ones.
 
-    basis: that of ``student.states_basis``, where the student starts so. Raises UserError for "states" without it.
+    basis: that of ``student.states_basis``, where the student starts so. Raises UserError for "states" and "fitted" without it.
     """
-    if start == "states" and basis is None:
-        raise UserError("start='states' needs the states_basis that the student was cut in; hand it over")
+    if start in SEEN and basis is None:
+        raise UserError(f"start={start!r} needs the states_basis that the student was cut in; hand it over")
     start = automatic_start(teacher, student.hidden_size) if start == "general" else start
     if basis is None and start != "random":
         basis = start_basis(teacher, student.hidden_size)

@@ -2,7 +2,8 @@
 
 A narrower student lives in a subspace of the teacher's hidden space: V (C_t, C_s) has orthonormal columns, and the student's
 hidden states stand for h·V. ``svd_basis`` takes V from the word embeddings by truncated SVD (Eckart and Young 1936: no
-other rank-C_s table is closer in squared error), ``states_basis`` from the hidden states of texts.
+other rank-C_s table is closer in squared error), ``states_basis`` from the hidden states of texts. ``fitted.fit_to_states`` mends
+with such texts what a cut breaks.
 """
 
 import copy
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError
+from tinylib.fitted import fit_to_states, keep_neurons
 from tinylib.losses import fine
 from tinylib.text import Encoded, LengthBuckets, pad
 
-STARTS = ("random", "embeddings", "teacher", "states")
+STARTS = ("random", "embeddings", "teacher", "states", "fitted")
+SEEN = ("states", "fitted")  # of these, those that texts are needed for
 FEW = 1024  # texts that a basis is taken from
 
 
@@ -113,20 +116,22 @@ def new_student(
     start: str = "embeddings",
     generator: torch.Generator | None = None,
     basis: Float[Tensor, "C Cs"] | None = None,
+    texts: Encoded | None = None,
 ) -> Bert:
     """Return a student of the given sizes, in training mode, with the teacher's head, labels and tokenizer.
 
     start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
     the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
-    (not MPNet's position bias, for which a BERT has no place); "states": as "teacher", in the ``basis`` of ``states_basis``.
+    (not MPNet's position bias, for which a BERT has no place); "states": as "teacher", in the ``basis`` of ``states_basis``;
+    "fitted": as "states", and then fitted to the first ``FEW`` of the ``texts`` (``fit_to_states``; too few leave it at "states").
     Raises UserError for another ``start``, for ``layers`` that are not one a student layer or not the teacher's, for a student
-    wider than the teacher that does not start at "random", for "teacher" and "states" where the layers are of another make, and
-    for "states" without a basis.
+    wider than the teacher that does not start at "random", for "teacher", "states" and "fitted" where the layers are of another
+    make, for "states" and "fitted" without a basis, and for "fitted" without texts.
     """
     if start not in STARTS:
         raise UserError(f"start={start!r} is not one of {', '.join(STARTS)}")
-    if start == "states" and basis is None:
-        raise UserError("start='states' needs texts whose hidden states the teacher shows; hand over examples, or the states_basis")
+    if start in SEEN and basis is None or start == "fitted" and texts is None:
+        raise UserError(f"start={start!r} needs texts whose hidden states the teacher shows; hand over examples")
     if len(layers) != config.num_hidden_layers:
         raise UserError(f"{len(layers)} teacher layers for {config.num_hidden_layers} student layers; name one each")
     N = teacher.config.num_hidden_layers
@@ -149,11 +154,14 @@ def new_student(
             getattr(student.embeddings, name).weight[: len(table)].copy_(table @ basis)
         if norm is not None:
             _cut_norm(student.embeddings.norm, norm, basis)
-        if start in ("teacher", "states"):
+        if start in ("teacher", *SEEN):
             sources = teacher.layers
             for layer, source in zip(student.layers, layers, strict=True):
                 _cut_layer(layer, sources[source - 1], basis)
             cut_head(student, teacher, basis)
+        if start == "fitted":
+            student.to(basis.device)
+            fit_to_states(student, teacher, texts.select(range(min(FEW, len(texts)))), layers, basis.float())
     return student.train()
 
 
@@ -169,12 +177,7 @@ def _cut_layer(layer: nn.Module, source: nn.Module | SimpleNamespace, basis: Ten
     _cut_norm(layer.ffn_norm, source.ffn_norm, basis)
     # keep the neurons whose input and output weights are largest
     weight = source.up.weight.norm(dim=1) * source.down.weight.norm(dim=0)
-    keep = weight.topk(min(layer.up.out_features, len(weight))).indices.sort().values
-    n = len(keep)
-    layer.up.weight[:n].copy_(source.up.weight[keep] @ basis)
-    layer.up.bias[:n].copy_(source.up.bias[keep])
-    layer.down.weight[:, :n].copy_(basis.T @ source.down.weight[:, keep])
-    layer.down.bias.copy_(source.down.bias @ basis)
+    keep_neurons(layer, source, weight, basis)
 
 
 def _cut_attention(attention: nn.Module, source: nn.Module | SimpleNamespace, basis: Tensor) -> None:
