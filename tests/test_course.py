@@ -127,7 +127,7 @@ def test_a_tier_that_no_general_student_is_shipped_for_has_a_key_of_its_own(smal
     assert course.general.fingerprint("4x312", "bert-base-uncased") is None
     assert course.general.fingerprint("2x16", "minilm-l6") is None
     settings = dataclasses.replace(small.settings, start="general")
-    assert course.recipe(course.prepare(), settings)["general"] == "fitted", "which is where such a student starts"
+    assert course.recipe(course.prepare(), settings)["general"] == "states", "which is where such a student starts"
 
 
 def test_texts_cut_elsewhere_have_another_teacher_and_another_folder(small, monkeypatch):

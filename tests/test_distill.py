@@ -316,11 +316,11 @@ def test_a_start_at_the_states_keeps_more_of_them_than_one_at_the_word_table():
 
 def test_without_a_general_student_the_texts_decide_where_it_starts():
     teacher, data = Bert(TEACHER, generator()).eval(), examples(80)
-    general, fit, cut = (
+    general, states, cut = (
         [*distill.first_student(teacher, distill.Settings(student="2x16", start=start), given)[0].parameters()]
-        for start, given in (("general", data), ("fitted", data), ("general", None))
+        for start, given in (("general", data), ("states", data), ("general", None))
     )
-    assert all(torch.equal(a, b) for a, b in zip(general, fit, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(general, states, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(general, cut, strict=True))
 
 

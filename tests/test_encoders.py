@@ -508,7 +508,7 @@ def test_starts_fall_back_as_far_as_the_teacher_asks(folders):
         pairs = zip(projections.parameters(), fresh.parameters(), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs), "no general student is shipped for it"
     texts = random_text(32)
-    made = (distill.first_student(roberta, settings.replace(start=start), texts) for start in ("general", "fitted"))
+    made = (distill.first_student(roberta, settings.replace(start=start), texts) for start in ("general", "states"))
     assert torch.equal(*(projections.maps[0].weight for _, projections in made)), "with texts: its teacher's states"
     assert distill.first_student(deberta, settings, texts)[0].config.hidden_size == 16
     with pytest.raises(UserError, match="layers of a 'deberta-v2' model cannot be cut to size; choose start='embeddings'"):
@@ -676,7 +676,7 @@ def test_a_general_student_of_a_foreign_encoder_is_made_and_goes_on(place, tmp_p
     (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
     options = ["--corpus", f"{tmp_path}/text.txt", "--student", "2x16", "--steps", "4", "--batch-size", "4", "--max-length", "16"]
     assert cli.main(["general", "--teacher", f"{place}/roberta", *options, "--out", f"{tmp_path}/general"]) == 0
-    assert general.card(tmp_path / "general")["settings"]["start"] == "fitted"
+    assert general.card(tmp_path / "general")["settings"]["start"] == "states"
     options = ["--data", f"{place}/films.csv", "--student", "2x16", "--epochs-intermediate", "1", "--epochs-prediction", "1"]
     options += ["--general", f"{tmp_path}/general", "--out", f"{tmp_path}/student"]
     assert cli.main(["distill", "--teacher", f"{place}/teacher", *options]) == 0

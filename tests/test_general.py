@@ -372,7 +372,7 @@ def test_the_command_writes_student_projections_card_and_report(place, tmp_path,
     assert report["steps"] == card["settings"]["steps"] == 3
     assert report["validation"] == card["validation"][-1]
     assert card["settings"]["layer_map"] == [1, 2]
-    assert card["settings"]["start"] == "fitted"
+    assert card["settings"]["start"] == "states"
     assert (card["settings"]["lr"], card["settings"]["seed"], card["settings"]["max_length"]) == (1e-3, 2, 16)
     general.load(tmp_path / "out", task_teacher(place))
 

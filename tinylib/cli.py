@@ -99,7 +99,7 @@ def _general_options(sub: argparse.ArgumentParser) -> None:
     corpus = "shipped name (corpus), .txt or .parquet file, or folder of them (default corpus)"
     sub.add_argument("--corpus", type=_named, default="corpus", help=corpus)
     sub.add_argument("--out", type=_path, required=True, metavar="DIR")
-    start = "what of the teacher it starts from: random, embeddings, teacher, states or fitted (default: fitted where layers fit)"
+    start = "what of the teacher it starts from: random, embeddings, teacher, states or fitted (default: states where layers fit)"
     sub.add_argument("--start", type=_named, default=None, help=start)
     layers = "teacher layer of each student layer (default: uniform)"
     sub.add_argument("--layer-map", type=_layers, metavar="2,3,5,6", help=layers)
@@ -121,7 +121,7 @@ def _distill_options(sub: argparse.ArgumentParser) -> None:
     _data_and_out(sub)
     shape = "the student's shape (default 4x312, or that of --general)"
     sub.add_argument("--student", type=_named, default=None, metavar="LAYERSxWIDTH", help=shape)
-    start = "general (default: the shipped one where it fits, else fitted), fitted, states, teacher, embeddings or random"
+    start = "general (default: the shipped one where it fits, else states), states, fitted, teacher, embeddings or random"
     sub.add_argument("--start", type=_named, default=None, help=start)
     sub.add_argument("--general", type=_path, metavar="DIR", help="start from this general student instead")
     copies = "augmented copies of each training text (default 0; for GLUE on a GPU the paper's 10 to 30)"

@@ -85,7 +85,7 @@ def general(args) -> int:
     settings = stage1.Settings().replace(**{k: v for k, v in chosen.items() if v is not None})
     if not args.start:
         start = automatic_start(teacher, student_config(teacher, args.student).hidden_size)
-        settings = settings.replace(start="fitted" if start == "teacher" else start)
+        settings = settings.replace(start="states" if start == "teacher" else start)
     seen = settings.start in SEEN  # it looks at the corpus; what else is wrong with it is seen before that is packed
     student = stage1.first_student(teacher, settings.replace(start="teacher") if seen else settings)
     if settings.max_length > (positions := teacher.config.max_position_embeddings):  # before the corpus is packed, not after

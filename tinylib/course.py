@@ -296,7 +296,7 @@ def recipe(prepared: Prepared, settings: distill.Settings) -> dict:
     if prepared.max_length != cut_at(prepared.pairs):
         told["max_length"] = prepared.max_length
     if settings.start == "general":
-        told["general"] = general.fingerprint(settings.student, tier().base) or "fitted"  # what it falls back to
+        told["general"] = general.fingerprint(settings.student, tier().base) or "states"  # what it falls back to
     if settings.augment:
         told |= {"masked_lm": mlm.fingerprint(tier().masked_lm), "vectors": augment.WordVectors.fingerprint()}
     return told

@@ -78,7 +78,7 @@ class Settings:
     """How a student is distilled; the defaults are those of the laptop tier."""
 
     student: str = "4x312"
-    start: str = "general"  # the shipped general student where one fits this teacher, else "fitted" where its layers can be cut
+    start: str = "general"  # the shipped general student where one fits this teacher, else "states" where its layers can be cut
     layer_map: tuple[int, ...] | None = None  # None: LayerMap.uniform
     augment: int = 0  # copies of each training text (course.augmented)
     weights: Weights = Weights()
@@ -219,7 +219,7 @@ def first_student(
 ) -> tuple[Bert, Projections]:
     """Return the student that ``settings.start`` asks for and its projections: a general student's own, else new ones.
 
-    examples: the texts that a start at "states" or "fitted" looks at (``student.new_student``); with them "fitted" is also what
+    examples: the texts that a start at "states" or "fitted" looks at (``student.new_student``); with them "states" is also what
     "general" falls back on where no general student is shipped for this teacher. Raises UserError as ``student.new_student``.
     """
     config = student_config(teacher, settings.student)
@@ -243,7 +243,7 @@ def _begin(
     if start == "general":
         start = automatic_start(teacher, student.hidden_size)
         if start == "teacher" and examples is not None and not general.shipped_for(teacher, student):
-            start = "fitted"
+            start = "states"
     if start not in SEEN or examples is None:
         return start, None
     layer_map = choose_map(teacher.config, student, settings.layer_map)
