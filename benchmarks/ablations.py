@@ -153,7 +153,7 @@ def measure(data: str, args) -> None:
     results = Results(FILE, data, course.recipe(prepared, FULL) | {"precision": args.precision})
     rows, texts = variants(FULL), texts_of(prepared)
     if args.general:
-        rows = {f"full, stage 1 of {stage1_of(args.general)}": Variant({}, from_general(args.general))}
+        rows = {f"full, {stage1_of(args.general)}": Variant({}, from_general(args.general))}
 
     def make(name: str, seed: int) -> dict:
         return measured(run(name, rows[name], seed, teacher, texts), teacher, prepared, seed)
