@@ -8,6 +8,7 @@ with such texts what a cut breaks.
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
-from tinylib.errors import UserError
+from tinylib.errors import UserError, UserNote
 from tinylib.fitted import fit_to_states, keep_neurons
 from tinylib.losses import fine
 from tinylib.text import Encoded, LengthBuckets, pad
@@ -123,7 +124,8 @@ def new_student(
     start: "random"; "embeddings": the embedding tables are the teacher's in the SVD basis, as far as it has them; "teacher":
     the attention and feed-forward matrices of the teacher's ``layers`` (1…N, one a student layer) are cut to size as well
     (not MPNet's position bias, for which a BERT has no place); "states": as "teacher", in the ``basis`` of ``states_basis``;
-    "fitted": as "states", and then fitted to the first ``FEW`` of the ``texts`` (``fit_to_states``; too few leave it at "states").
+    "fitted": as "states", and then fitted to the first ``FEW`` of the ``texts`` (``fit_to_states``; with a note, "states" where
+    they are too few).
     Raises UserError for another ``start``, for ``layers`` that are not one a student layer or not the teacher's, for a student
     wider than the teacher that does not start at "random", for "teacher", "states" and "fitted" where the layers are of another
     make, for "states" and "fitted" without a basis, and for "fitted" without texts.
@@ -161,7 +163,9 @@ def new_student(
             cut_head(student, teacher, basis)
         if start == "fitted":
             student.to(basis.device)
-            fit_to_states(student, teacher, texts.select(range(min(FEW, len(texts)))), layers, basis.float())
+            if not fit_to_states(student, teacher, texts.select(range(min(FEW, len(texts)))), layers, basis.float()):
+                why = "the texts have too few tokens to fit a student of this width to its teacher's states"
+                warnings.warn(f"{why}, so it starts where 'states' does", UserNote, stacklevel=2)
     return student.train()
 
 
