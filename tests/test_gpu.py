@@ -98,6 +98,8 @@ COMMANDS = (
     "distill --teacher teacher --data films.csv --student 2x16 --out student --epochs-intermediate 2 --epochs-prediction 1",
     "distill --teacher teacher --data films.csv --student 2x16 --out other --epochs-intermediate 1 --epochs-prediction 1 "
     "--cache-gb 0 --sparsity 0.5 --layer-map 1,2 --general general",
+    "distill --teacher teacher --data films.csv --student 2x16 --out fitted --epochs-intermediate 1 --epochs-prediction 1 "
+    "--start fitted",
     "prune --model teacher --data films.csv --sparsity 0.5 --method magnitude --out magnitude",
     "prune --model teacher --data films.csv --sparsity 0.5 --method heads --out heads",
     "prune --model teacher --data films.csv --sparsity 0.5 --method neurons --out neurons",
