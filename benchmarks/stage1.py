@@ -4,7 +4,7 @@ layers it learns from, what of the attention is matched, its shape, its vocabula
 Each variant gets the operations of --steps steps of the default (``general.Settings``), and so fewer steps where one costs
 more. Its losses on held-out text are those of ``general.distill_general``, attention on scores whatever it trained on; they
 compare variants with the same map. All share the second yardstick: one epoch of soft targets on movie reviews, and then how
-close the student is to its teacher. Two rows without stage 1 and the shipped student show the scale.
+close the student is to its teacher. Rows without stage 1 and the shipped student show the scale.
 
 Writes data/results/stage1.json after each run; a run that the file already holds (same settings, corpus, data and precision)
 is not repeated. Options: --steps, --seeds 0 1 2, --only NAME …, --precision, --out FILE, and --general DIR: then one row is made,

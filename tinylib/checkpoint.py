@@ -189,10 +189,7 @@ class Checkpoint:
         states = {name: tensors[name] for name in ("random", "random_cuda") if name in tensors}
         held = {name: len(state) if state.ndim == 2 else 1 for name, state in states.items()}
         if any(number != processes.count() for number in held.values()):  # saved by another number of processes
-            own = torch.initial_seed() + 1_000_003 * (step + 1)
-            torch.default_generator.manual_seed(own)  # torch.manual_seed would seed all GPUs, the others' too
-            if torch.cuda.is_available():
-                torch.cuda.manual_seed(own)
+            draw_from(torch.initial_seed() + 1_000_003 * (step + 1), torch.cuda.is_available())
             return
         for name, state in states.items():
             own = state[processes.index()].clone() if state.ndim == 2 else state  # torch reads past a view's beginning
@@ -200,6 +197,13 @@ class Checkpoint:
                 torch.set_rng_state(own)
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(own)
+
+
+def draw_from(seed: int, gpu: bool) -> None:
+    """Begin the CPU's random numbers anew from ``seed``, and the current GPU's if there is one, but no other GPU's."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs
+    if gpu:
+        torch.cuda.manual_seed(seed)
 
 
 def steps_done(path: Path | None) -> int:

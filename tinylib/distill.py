@@ -47,7 +47,7 @@ from tinylib.losses import (
     soft_target_loss,
 )
 from tinylib.paging import aside
-from tinylib.student import SEEN, automatic_start, new_student, states_basis
+from tinylib.student import SEEN, automatic_start, new_student, states_basis, unseeing
 from tinylib.tasks import standard_units
 from tinylib.train import Batch, Examples, History, fit, loader
 
@@ -129,7 +129,8 @@ def distill_intermediate(
     if projections is None:
         start, basis = settings.start, None
         if start in SEEN:  # of a run that goes on its checkpoint holds them
-            start, basis = ("general", None) if steps_done(checkpoint) else _begin(teacher, student.config, settings, examples)
+            going_on = steps_done(checkpoint)
+            start, basis = (unseeing(start), None) if going_on else _begin(teacher, student.config, settings, examples)
         projections = first_projections(teacher, student.config, start, settings.seed, basis)
     weights = fitting(teacher, settings.weights, say=True)
     if settings.epochs_intermediate and not (weights.embedding or weights.hidden or weights.attention):
@@ -265,8 +266,7 @@ def distill(
     settings = settings or Settings()
     steps = [folder / f"{name}.safetensors" if folder else None for name in ("intermediate", "prediction")]
     if student is None and steps_done(steps[0]):  # which holds what is trained already: any student of its shape will do
-        quick = settings.replace(start="general" if settings.start in SEEN else settings.start)
-        student, projections = first_student(teacher, quick)
+        student, projections = first_student(teacher, settings.replace(start=unseeing(settings.start)))
     elif student is None:
         student, projections = first_student(teacher, settings, examples)
     if settings.epochs_prediction or student.config.head == "regression":

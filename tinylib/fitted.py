@@ -46,7 +46,7 @@ def fit_to_states(
         {name: value.to(device) for name, value in pad(texts, rows).items()}
         for rows in LengthBuckets(texts.lengths, 32, shuffle=False)
     ]
-    with _evaluating(student), _evaluating(teacher):
+    with evaluating(student), evaluating(teacher):
         own = student.embeddings
         sums = [_input(own.norm, lambda b=b: own(b["ids"], b["segments"])) for b in batches]
         told = [teacher(b["ids"], b["mask"], b["segments"], keep_hidden=(0,)).hidden_states[0] for b in batches]
@@ -167,7 +167,8 @@ def _input(module: nn.Module, run: Callable[[], object]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode, and put back the mode that it was in."""
     training = model.training
     try:
         model.eval()

@@ -32,7 +32,7 @@ from tinylib.layers import (
     student_config,
 )
 from tinylib.stored import first_line, read_json, read_tensors
-from tinylib.student import FEW, SEEN, automatic_start, cut_head, new_student, states_basis
+from tinylib.student import FEW, SEEN, automatic_start, cut_head, new_student, states_basis, unseeing
 from tinylib.text import Encoded, same_vocabulary
 from tinylib.train import History, fit, loader
 
@@ -121,7 +121,7 @@ def distill_general(
     if not (weights.embedding or weights.hidden or weights.attention):
         raise UserError("the weights are all 0, so general distillation teaches nothing; give at least one")
     if steps_done(checkpoint):  # which holds the trained ones: the basis, half a minute's work, is not needed again
-        settings = settings.replace(start="general" if settings.start in SEEN else settings.start)
+        settings = settings.replace(start=unseeing(settings.start))
     texts = first_texts(settings, corpus)
     basis = first_basis(teacher, settings, texts)
     student = student or first_student(teacher, settings, basis, texts)

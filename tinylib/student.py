@@ -19,13 +19,18 @@ from torch import Tensor, nn
 from tinylib.bert import Bert, BertConfig
 from tinylib.encoders import Encoder, Teacher
 from tinylib.errors import UserError, UserNote
-from tinylib.fitted import fit_to_states, keep_neurons
+from tinylib.fitted import evaluating, fit_to_states, keep_neurons
 from tinylib.losses import fine
 from tinylib.text import Encoded, LengthBuckets, pad
 
 STARTS = ("random", "embeddings", "teacher", "states", "fitted")
 SEEN = ("states", "fitted")  # of these, those that texts are needed for
 FEW = 1024  # texts that a basis is taken from
+
+
+def unseeing(start: str) -> str:
+    """Return a start for a student whose weights a checkpoint replaces at once: the same, but one that looks at no texts."""
+    return "general" if start in SEEN else start
 
 
 def svd_basis(table: Float[Tensor, "V C"], width: int) -> Float[Tensor, "C Cs"]:
@@ -46,18 +51,15 @@ def _leading(gram: Float[Tensor, "C C"], width: int) -> Float[Tensor, "C Cs"]:
 @torch.inference_mode()
 def _gram(teacher: Teacher, encoded: Encoded, layers: Sequence[int]) -> Float[Tensor, "C C"]:
     """Return the sum of hᵀh over all real tokens of the texts and the teacher's layers, in float64."""
-    device, C, training = next(teacher.parameters()).device, teacher.config.hidden_size, teacher.training
+    device, C = next(teacher.parameters()).device, teacher.config.hidden_size
     total = torch.zeros(C, C, dtype=torch.float64, device=device)
-    try:
-        teacher.eval()
+    with evaluating(teacher):
         for rows in LengthBuckets(encoded.lengths, 32, shuffle=False):
             batch = {name: value.to(device) for name, value in pad(encoded, rows).items()}
             states = teacher(batch["ids"], batch["mask"], batch["segments"], keep_hidden=layers).hidden_states
             for n in layers:
                 h = states[n][batch["mask"]].double()
                 total += h.T @ h
-    finally:
-        teacher.train(training)
     return total
 
 

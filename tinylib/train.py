@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from tinylib import interrupt, onednn, processes, sharing
 from tinylib.attention import float32_precision
-from tinylib.checkpoint import Checkpoint
+from tinylib.checkpoint import Checkpoint, draw_from
 from tinylib.errors import UserError, UserNote, is_full_memory
 from tinylib.history import History
 from tinylib.paging import Releases, map_large_blocks
@@ -400,10 +400,7 @@ def _own_part(batches: DataLoader) -> DataLoader:
 def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Draw from ``seed`` inside, a stream for each process, and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        own = seed + 1_000_003 * processes.index()
-        torch.default_generator.manual_seed(own)  # torch.manual_seed would seed all GPUs, the others' too
-        if device.type == "cuda":
-            torch.cuda.manual_seed(own)
+        draw_from(seed + 1_000_003 * processes.index(), device.type == "cuda")
         yield
 
 
